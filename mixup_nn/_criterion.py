@@ -1,0 +1,117 @@
+"""The :class:`MixUpCriterion` module: apply the mix to the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from . import functional
+from ._mixup import MixUp
+from .sampling import Mix
+
+
+class MixUpCriterion(nn.Module):
+    r"""Wraps a loss so that it takes the targets of a mixed batch.
+
+    With ``interpolate_loss=True`` the two losses are interpolated, otherwise the two targets:
+
+    .. math::
+        \lambda\, \ell(x, y) + (1 - \lambda)\, \ell(x, y_{\text{index}})
+        \qquad \text{or} \qquad
+        \ell(x, \lambda y + (1 - \lambda)\, y_{\text{index}})
+
+    For a loss linear in its target (cross entropy, BCE) both are the same number; for MSE they differ by
+    :math:`\lambda (1 - \lambda)\, \mathrm{mean}((y - y_{\text{index}})^2)`.
+
+    Which mix is used: the one passed; else the ``last_mix`` of the linked module while that module is in training
+    mode; else none, and the result is exactly ``loss(input, target)``. So one criterion serves training and
+    validation. A model called twice before the loss leaves the latest draw; for an older one, keep and pass its mix.
+
+    Reductions, class weights and ``ignore_index`` are those of the loss; :func:`functional.mixup_loss` says how a
+    per-sample ``lam`` meets them, :func:`functional.mixup_cross_entropy` gives the weighted mean.
+
+    Args:
+        loss: any callable of ``(input, target)``, such as ``nn.CrossEntropyLoss()``; never modified.
+        mixup: the :class:`MixUp` to follow. The link is no submodule: it adds nothing to ``state_dict``, and
+            ``criterion.eval()`` does not switch the linked module.
+        interpolate_loss: True interpolates the losses. False interpolates the targets, and makes integer targets
+            dense, with ``input.shape[1]`` classes in the dtype of ``input``, for a loss that takes dense targets.
+            None (default) interpolates the loss for integer targets and the target for floating ones.
+
+    Shape:
+        - input: output of the model, ``(B, *)``; for class indices made dense, ``(B, C, *)``.
+        - target: ``(B, *)``.
+        - output: what ``loss`` returns.
+
+    Raises:
+        TypeError: ``loss`` is not callable, ``mixup`` is no :class:`MixUp`, or ``mix`` no :class:`Mix`.
+        ValueError: as :func:`functional.mixup_loss` and :func:`functional.mix_targets`.
+        RuntimeError: the linked module is in training mode but has drawn nothing yet.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from mixup_nn import MixUp, MixUpCriterion
+        >>> mixup, head = MixUp(alpha=1.0), nn.Linear(4, 3)
+        >>> x, y = torch.randn(8, 4), torch.randint(3, (8,))
+        >>> criterion = MixUpCriterion(nn.CrossEntropyLoss(label_smoothing=0.1), mixup)
+        >>> loss = criterion(head(mixup(x)), y)
+
+        Any loss works, also on dense targets and without a link:
+
+        >>> criterion = MixUpCriterion(nn.MSELoss())
+        >>> mix = mixup.sample(x)
+        >>> loss = criterion(head(mixup(x, mix)), torch.randn(8, 3), mix)
+
+    Reference:
+        https://arxiv.org/abs/1710.09412
+    """
+
+    mixup: MixUp | None
+
+    def __init__(
+        self,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        mixup: MixUp | None = None,
+        *,
+        interpolate_loss: bool | None = None,
+    ) -> None:
+        super().__init__()
+        if not callable(loss):
+            raise TypeError(f"MixUpCriterion: expected loss to be callable, got {type(loss).__name__}")
+        if mixup is not None and not isinstance(mixup, MixUp):
+            raise TypeError(
+                f"MixUpCriterion: expected mixup to be a MixUp, got {type(mixup).__name__}; "
+                "link the MixUp module itself, not the model that holds it"
+            )
+        self.loss = loss
+        self.interpolate_loss = interpolate_loss
+        object.__setattr__(self, "mixup", mixup)  # past nn.Module, which would make the link a submodule
+
+    def forward(self, input: Tensor, target: Tensor, mix: Mix | None = None) -> Tensor:
+        if mix is None:
+            mix = self._linked_mix()
+        if mix is None:
+            return self.loss(input, target)
+        interpolate_loss = self.interpolate_loss
+        if interpolate_loss is None:
+            interpolate_loss = not target.is_floating_point()
+        if interpolate_loss:
+            return functional.mixup_loss(self.loss, input, target, mix)
+        dense = functional.mix_targets(target, mix, input.shape[1] if input.ndim > 1 else None)
+        return self.loss(input, dense if target.is_floating_point() else dense.to(input.dtype))
+
+    def _linked_mix(self) -> Mix | None:
+        if self.mixup is None or not self.mixup.training:
+            return None
+        if self.mixup.last_mix is None:
+            raise RuntimeError(
+                "MixUpCriterion: expected the linked MixUp to have drawn a mix, got None; "
+                "call the model in training mode before the loss, or pass the mix"
+            )
+        return self.mixup.last_mix
+
+    def extra_repr(self) -> str:
+        linked = "None" if self.mixup is None else f"MixUp({self.mixup.extra_repr()})"
+        return f"mixup={linked}, interpolate_loss={self.interpolate_loss}"
