@@ -204,7 +204,7 @@ def mixup_cross_entropy(
         label_smoothing: share of the target spread evenly over all classes, in [0, 1].
 
     Returns:
-        Shape ``()``, or that of ``target`` for ``"none"``; dtype of ``input``.
+        Shape ``()``, or that of ``target`` for ``"none"``; dtype of ``input``, or float32 under autocast.
 
     Raises:
         TypeError: ``target`` does not hold integers, or ``mix`` is no :class:`~mixup_nn.Mix`.
@@ -227,6 +227,9 @@ def mixup_cross_entropy(
         )
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"mixup_cross_entropy: expected label_smoothing in [0, 1], got {label_smoothing}")
+    device = input.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        input = input.to(torch.promote_types(input.dtype, torch.float32))  # as torch's own; log_softmax does not on CPU
     log_probs = F.log_softmax(input, 1)
     return _mixup_nll(log_probs, target, mix, weight, ignore_index, reduction, label_smoothing)
 

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+__all__ = ["Mix", "sample_beta", "sample_mix"]
+
 
 class Mix(NamedTuple):
     r"""One draw of MixUp: who each sample is mixed with, and how much of it stays.
@@ -124,7 +126,7 @@ def sample_mix(
     lam = _beta(alpha, shape, device, generator)
     # A compiled graph always has the gate, and sym_float puts alpha > 0 into it, so that no value asks for a new graph.
     if torch.compiler.is_compiling() or alpha == 0 or p < 1:
-        lam = torch.where(_rand(shape, device, generator) < p * torch.sym_float(alpha > 0), lam, 1)  # type: ignore[no-untyped-call]
+        lam = torch.where(_rand(shape, device, generator) < p * torch.sym_float(alpha > 0), lam, 1)
     # argsort(rand) rather than randperm, whose use as an index crashes Inductor in torch 2.13 (pytorch#183988).
     order = _rand((batch_size,), device, generator).argsort()
     # Walk the samples in random order; the partner of each is the next on the walk, and the last meets the first.

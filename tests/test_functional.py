@@ -1,0 +1,457 @@
+"""The pure functions: layouts, devices, gradients, extreme values, errors."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import mixup_nn.functional as cf
+from mixup_nn import Mix
+from mixup_nn.functional import mix_targets, mixup, mixup_batch, mixup_cross_entropy, mixup_loss
+from mixup_nn.sampling import sample_mix
+
+from . import reference
+
+CYCLE = torch.tensor([2, 3, 1, 0])
+SCALAR = Mix(torch.tensor(0.3), CYCLE)
+PER_SAMPLE = Mix(torch.tensor([0.1, 0.6, 1.0, 0.0]), CYCLE)
+both_lams = pytest.mark.parametrize("mix", (SCALAR, PER_SAMPLE), ids=("per_batch", "per_sample"))
+
+
+def test_the_weight_of_the_original_is_lam() -> None:
+    output = mixup(torch.tensor([1.0, 2.0, 4.0, 8.0]), Mix(torch.tensor(0.75), CYCLE))
+    assert output.tolist() == [0.75 * 1 + 0.25 * 4, 0.75 * 2 + 0.25 * 8, 0.75 * 4 + 0.25 * 2, 0.75 * 8 + 0.25 * 1]
+
+
+def test_each_sample_has_its_own_lam() -> None:
+    mix = Mix(torch.tensor([0.0, 0.25, 0.5, 1.0]), CYCLE)
+    expected = [4.0, 0.25 * 2 + 0.75 * 8, 3.0, 8.0]
+    assert mixup(torch.tensor([1.0, 2.0, 4.0, 8.0]), mix).tolist() == expected
+    assert mixup(torch.tensor([[[1.0]], [[2.0]], [[4.0]], [[8.0]]]), mix).flatten().tolist() == expected
+
+
+@both_lams
+@pytest.mark.parametrize("format", (torch.contiguous_format, torch.channels_last))
+@pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16, torch.float32, torch.float64))
+def test_memory_format_and_dtype_are_kept(mix: Mix, format: torch.memory_format, dtype: torch.dtype) -> None:
+    input = torch.randn(4, 3, 5, 6).to(dtype, memory_format=format)
+    output = mixup(input, mix)
+    assert output.dtype == dtype
+    assert output.is_contiguous(memory_format=format)
+
+
+def test_channels_last_3d_is_kept() -> None:
+    input = torch.randn(4, 3, 2, 5, 6).to(memory_format=torch.channels_last_3d)
+    assert mixup(input, SCALAR).is_contiguous(memory_format=torch.channels_last_3d)
+
+
+def test_works_on_the_device_of_the_input(device: str) -> None:
+    input, mix = torch.randn(4, 3, device=device), Mix(*(tensor.to(device) for tensor in PER_SAMPLE))
+    assert mixup(input, mix).device == input.device
+    torch.testing.assert_close(mixup(input, mix).cpu(), mixup(input.cpu(), PER_SAMPLE))
+
+
+@pytest.mark.parametrize("view", ("expanded", "transposed", "strided"))
+def test_views_are_mixed_and_left_alone(view: str) -> None:
+    input = {
+        "expanded": torch.randn(4, 1).expand(4, 3),
+        "transposed": torch.randn(3, 4).T,
+        "strided": torch.randn(8, 6)[::2, ::2],
+    }[view]
+    before = input.clone()
+    torch.testing.assert_close(mixup(input, SCALAR).double(), reference.mixed(input, SCALAR))
+    assert torch.equal(input, before)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")  # torch's own, from its forward mode
+@both_lams
+def test_gradients_to_second_order_in_input_and_lam(mix: Mix) -> None:
+    input = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    lam = mix.lam.double().clamp(0.1, 0.9).requires_grad_()
+
+    def mixed(input: Tensor, lam: Tensor) -> Tensor:
+        return mixup(input, Mix(lam, mix.index)).square()
+
+    assert torch.autograd.gradcheck(mixed, (input, lam), check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(mixed, (input, lam))
+
+
+@both_lams
+@pytest.mark.parametrize("reduction", ("mean", "sum", "none"))
+def test_cross_entropy_gradients_to_second_order(mix: Mix, reduction: str) -> None:
+    input = torch.randn(4, 3, 2, dtype=torch.float64, requires_grad=True)
+    target = torch.tensor([[0, 1], [2, -100], [1, 1], [0, 2]])
+    weight = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
+
+    def loss(input: Tensor) -> Tensor:
+        return mixup_cross_entropy(input, target, mix, weight=weight, reduction=reduction, label_smoothing=0.1)
+
+    assert torch.autograd.gradcheck(loss, input)
+    assert torch.autograd.gradgradcheck(loss, input)
+
+
+# Extreme values
+
+
+@pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16, torch.float32, torch.float64))
+def test_the_largest_finite_values_do_not_overflow(dtype: torch.dtype) -> None:
+    largest = torch.finfo(dtype).max
+    input = torch.tensor([largest, largest, -largest, 0.0], dtype=dtype)
+    assert mixup(input, Mix(torch.tensor(0.5), torch.tensor([1, 3, 3, 0]))).isfinite().all()
+
+
+def test_float16_spans_its_whole_range() -> None:
+    input = torch.tensor([65504.0, -65504.0], dtype=torch.float16)
+    assert mixup(input, Mix(torch.tensor(0.75), torch.tensor([1, 0]))).tolist() == [32752.0, -32752.0]
+
+
+@pytest.mark.parametrize("bad", (torch.inf, -torch.inf, torch.nan))
+@pytest.mark.parametrize("lam", (0.0, 0.5, 1.0))
+def test_infinity_and_nan_reach_their_partner_and_no_other_sample(bad: float, lam: float) -> None:
+    input = torch.tensor([bad, 1.0, 2.0, 3.0])
+    output = mixup(input, Mix(torch.tensor(lam), CYCLE))
+    assert output.isfinite().tolist() == [False, True, True, False]  # sample 0 itself, and 3, which mixes with it
+
+
+@both_lams
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16))
+def test_cross_entropy_of_extreme_logits_is_finite(mix: Mix, dtype: torch.dtype) -> None:
+    logits = torch.tensor([[6e4, -6e4], [-6e4, 6e4], [0.0, 0.0], [6e4, 6e4]]).to(dtype)
+    target = torch.tensor([0, 1, 0, 1])
+    loss = mixup_cross_entropy(logits, target, mix, reduction="none")
+    assert loss.dtype == dtype
+    expected = reference_of_log_softmax(logits, target, mix)
+    torch.testing.assert_close(loss.double(), expected, rtol=torch.finfo(dtype).eps, atol=1e-3)
+
+
+def reference_of_log_softmax(logits: Tensor, target: Tensor, mix: Mix) -> Tensor:
+    log_probs = logits.double().log_softmax(1)  # the loop of the reference overflows where log-softmax must not
+    rows = [-lam * log_probs[i, target[i]] - (1 - lam) * log_probs[i, target[j]] for i, j, lam in reference.pairs(mix)]
+    return torch.stack(rows)
+
+
+def test_half_precision_losses_are_summed_in_float32() -> None:
+    logits, target = torch.randn(4096, 10).half(), torch.randint(10, (4096,))
+    mix = sample_mix(4096, 1.0, per_sample=True)
+    for reduction in ("mean", "none"):
+        loss = mixup_cross_entropy(logits, target, mix, reduction=reduction)
+        exact = mixup_cross_entropy(logits.double(), target, mix, reduction=reduction)
+        torch.testing.assert_close(loss, exact.half(), rtol=3e-3, atol=1e-3)
+
+
+# Composer's functional form
+
+
+def composer_loop(model: nn.Module, X: Tensor, y: Tensor, *, dense: bool) -> Tensor:
+    """Composer's two documented loops, with ``cf`` imported from here as the only change."""
+    loss_fn = F.cross_entropy
+    X_mixed, y_perm, mixing = cf.mixup_batch(X, y, alpha=0.2)
+    if dense:
+        y_mixed = (1 - mixing) * y + mixing * y_perm
+        y_hat = model(X_mixed)
+        return loss_fn(y_hat, y_mixed)
+    y_hat = model(X_mixed)
+    return (1 - mixing) * loss_fn(y_hat, y) + mixing * loss_fn(y_hat, y_perm)
+
+
+@pytest.mark.parametrize("integer_one_hot", (False, True))
+def test_both_loops_of_composer_run_unchanged_and_agree(integer_one_hot: bool) -> None:
+    model, X, y = nn.Linear(4, 3), torch.randn(8, 4), torch.randint(3, (8,))
+    one_hot = F.one_hot(y, 3) if integer_one_hot else F.one_hot(y, 3).float()
+    losses = []
+    for dense in (False, True):
+        torch.manual_seed(1)
+        losses.append(composer_loop(model, X, one_hot if dense else y, dense=dense))
+        losses[-1].backward()
+    torch.testing.assert_close(*losses)
+
+
+def test_mixing_weights_the_permuted_sample() -> None:
+    input = torch.arange(8.0)
+    mixed, permuted, mixing = mixup_batch(input, input.clone(), alpha=1.0)
+    assert mixing.shape == ()
+    torch.testing.assert_close(mixed, (1 - mixing) * input + mixing * permuted)
+    assert sorted(permuted.tolist()) == input.tolist()
+    assert (permuted != input).all()
+    assert mixup_batch(input, input, alpha=0)[2] == 0
+
+
+def test_mixing_is_one_minus_a_beta_draw() -> None:
+    input = torch.randn(4)
+    torch.manual_seed(5)
+    lam = sample_mix(4, 0.2).lam
+    torch.manual_seed(5)
+    assert mixup_batch(input, input)[2] == 1 - lam  # 0.2 is the default
+
+
+# Losses
+
+
+def unreduced(loss: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
+    twin = copy.deepcopy(loss).double()
+    twin.reduction = "none"  # type: ignore[assignment]
+    return twin
+
+
+def targets_like(input: Tensor) -> Tensor:
+    return torch.rand(input.shape, dtype=torch.float64)
+
+
+LOSSES: dict[str, nn.Module] = {
+    "bce": nn.BCEWithLogitsLoss(),
+    "bce_pos_weight": nn.BCEWithLogitsLoss(pos_weight=torch.tensor([1.0, 2.0, 3.0])),
+    "mse": nn.MSELoss(),
+    "l1": nn.L1Loss(),
+    "huber": nn.HuberLoss(delta=0.5),
+    "smooth_l1": nn.SmoothL1Loss(beta=0.5),
+    "poisson": nn.PoissonNLLLoss(),
+    "multi_label_soft_margin": nn.MultiLabelSoftMarginLoss(),
+    "soft_margin": nn.SoftMarginLoss(),
+    "kl_div": nn.KLDivLoss(reduction="none"),
+    "dense_cross_entropy": nn.CrossEntropyLoss(label_smoothing=0.1),
+}
+
+
+@pytest.mark.filterwarnings("ignore:reduction. 'mean' divides:UserWarning")  # torch's advice on KLDivLoss
+@both_lams
+@pytest.mark.parametrize("reduction", ("mean", "sum", "none"))
+@pytest.mark.parametrize("name", LOSSES)
+def test_interpolated_losses_equal_the_loop_over_samples(name: str, reduction: str, mix: Mix) -> None:
+    loss = copy.deepcopy(LOSSES[name]).double()
+    loss.reduction = reduction  # type: ignore[assignment]
+    input = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    target = targets_like(input)
+    ours = mixup_loss(loss, input, target, mix)
+    expected = reference.interpolated_loss(unreduced(loss), input, target, mix, reduction)
+    torch.testing.assert_close(ours, expected)
+    gradients = [torch.autograd.grad(value.sum(), input)[0] for value in (ours, expected)]
+    torch.testing.assert_close(*gradients)
+    assert loss.reduction == reduction
+
+
+@both_lams
+def test_batchmean_divides_by_the_batch(mix: Mix) -> None:
+    input, target = torch.randn(4, 3, dtype=torch.float64).log_softmax(1), torch.rand(4, 3, dtype=torch.float64)
+    loss = nn.KLDivLoss(reduction="batchmean")
+    expected = reference.interpolated_loss(unreduced(loss), input, target, mix, "batchmean")
+    torch.testing.assert_close(mixup_loss(loss, input, target, mix), expected)
+
+
+@both_lams
+@pytest.mark.parametrize("subclass", (False, True))
+@pytest.mark.parametrize("reduction", ("mean", "sum", "none"))
+@pytest.mark.parametrize("kind", (nn.CrossEntropyLoss, nn.NLLLoss))
+def test_index_losses_take_weights_and_ignored_positions_into_the_mean(
+    kind: type[nn.Module], reduction: str, subclass: bool, mix: Mix
+) -> None:
+    class Subclass(kind):  # type: ignore[misc, valid-type]
+        pass
+
+    input = torch.randn(4, 3, 2, dtype=torch.float64, requires_grad=True)
+    target = torch.tensor([[0, 1], [2, 7], [1, 1], [0, 2]])
+    weight = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
+    loss = (Subclass if subclass else kind)(weight=weight, ignore_index=7, reduction=reduction)
+    ours = mixup_loss(loss, input.log_softmax(1) if kind is nn.NLLLoss else input, target, mix)
+    expected = reference.cross_entropy(input, target, mix, weight=weight, ignore_index=7, reduction=reduction)
+    torch.testing.assert_close(ours, expected)
+    gradients = [torch.autograd.grad(value.sum(), input)[0] for value in (ours, expected)]
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("reduction", ("mean", "sum", "none"))
+def test_a_scalar_lam_interpolates_the_two_losses_of_torch(reduction: str) -> None:
+    loss = nn.CrossEntropyLoss(torch.rand(3), ignore_index=1, reduction=reduction, label_smoothing=0.2)
+    input, target = torch.randn(4, 3), torch.tensor([0, 1, 2, 2])
+    expected = 0.3 * loss(input, target) + 0.7 * loss(input, target[CYCLE])
+    torch.testing.assert_close(mixup_loss(loss, input, target, SCALAR), expected)
+
+
+def test_a_subclass_with_its_own_forward_is_called() -> None:
+    class Doubled(nn.CrossEntropyLoss):
+        def forward(self, input: Tensor, target: Tensor) -> Tensor:
+            return 2 * super().forward(input, target)
+
+    input, target = torch.randn(4, 3), torch.tensor([0, 1, 2, 2])
+    for mix in (SCALAR, PER_SAMPLE):
+        doubled, plain = (mixup_loss(loss, input, target, mix) for loss in (Doubled(), nn.CrossEntropyLoss()))
+        torch.testing.assert_close(doubled, 2 * plain)
+
+
+def test_a_callable_that_returns_per_sample_losses_gets_them_back_weighed() -> None:
+    def squared_error(input: Tensor, target: Tensor) -> Tensor:
+        return (input - target).square().mean(1)
+
+    input, target = torch.randn(4, 3, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
+    ours = mixup_loss(squared_error, input, target, PER_SAMPLE)
+    torch.testing.assert_close(ours, reference.interpolated_loss(squared_error, input, target, PER_SAMPLE, "none"))
+
+
+@both_lams
+def test_the_loss_keeps_its_dtype(mix: Mix) -> None:
+    input, target = torch.randn(4, 3).bfloat16(), torch.rand(4, 3).bfloat16()
+    assert mixup_loss(nn.MSELoss(), input, target, mix).dtype == torch.bfloat16
+    assert mixup_cross_entropy(input, torch.tensor([0, 1, 2, 0]), mix).dtype == torch.bfloat16
+
+
+def test_a_loss_and_its_parameters_are_shared_with_the_unreduced_evaluation_not_copied() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.reduction = "mean"
+            self.scale = nn.Parameter(torch.tensor(2.0))
+
+        def forward(self, input: Tensor, target: Tensor) -> Tensor:
+            losses: Tensor = self.scale * (input - target).square()
+            return losses if self.reduction == "none" else losses.mean()
+
+    loss = Scaled()
+    mixup_loss(loss, torch.randn(4), torch.randn(4), PER_SAMPLE).backward()
+    assert loss.scale.grad is not None
+    assert loss.reduction == "mean"
+    assert list(loss.state_dict()) == ["scale"]
+
+
+# Targets
+
+
+def test_dense_targets_of_indices_per_position() -> None:
+    target = torch.tensor([[0, 1], [2, 0], [1, 1], [0, 2]])
+    dense = mix_targets(target, PER_SAMPLE, 3)
+    assert (dense.shape, dense.dtype) == ((4, 3, 2), torch.float32)
+    torch.testing.assert_close(dense.double(), reference.mixed(reference.one_hot(target, 3), PER_SAMPLE))
+
+
+@pytest.mark.parametrize("dtype", (torch.uint8, torch.int16, torch.int32, torch.int64))
+def test_indices_of_any_integer_dtype_become_dense(dtype: torch.dtype) -> None:
+    target = torch.tensor([0, 2, 1, 0], dtype=dtype)
+    assert torch.equal(mix_targets(target, SCALAR, 3), mix_targets(target.long(), SCALAR, 3))
+
+
+def test_an_ignored_index_becomes_a_row_of_zeros() -> None:
+    dense = mix_targets(torch.tensor([-100, 1, -100, 0]), Mix(torch.tensor(0.75), torch.tensor([2, 0, 1, 2])), 2)
+    assert dense.tolist() == [[0.0, 0.0], [0.0, 0.75], [0.0, 0.25], [0.75, 0.0]]
+
+
+@pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16, torch.float32, torch.float64))
+def test_floating_targets_keep_shape_and_dtype(dtype: torch.dtype) -> None:
+    target = torch.rand(4).to(dtype)
+    mixed = mix_targets(target, SCALAR)
+    assert (mixed.shape, mixed.dtype) == ((4,), dtype)
+    assert torch.equal(mixed, mixup(target, SCALAR))
+
+
+# Errors
+
+EXAMPLE = torch.randn(4, 3)
+INDICES = torch.tensor([0, 1, 2, 0])
+TAKE_A_MIX: dict[str, Callable[..., Tensor]] = {
+    "mixup": mixup,
+    "mix_targets": mix_targets,
+    "mixup_loss": lambda target, mix: mixup_loss(nn.MSELoss(), EXAMPLE, target, mix),
+    "mixup_cross_entropy": lambda target, mix: mixup_cross_entropy(EXAMPLE, target, mix),
+}
+each_function = pytest.mark.parametrize("name", TAKE_A_MIX)
+
+
+@each_function
+def test_targets_where_the_mix_belongs(name: str) -> None:
+    with pytest.raises(
+        TypeError,
+        match=rf"^{name}: expected mix to be a Mix, got a tensor; .*MixUpCriterion.*functional\.mixup_batch\(",
+    ):
+        TAKE_A_MIX[name](EXAMPLE, INDICES)
+
+
+@each_function
+def test_a_mix_that_is_none(name: str) -> None:
+    with pytest.raises(TypeError, match=f"^{name}: expected mix to be a Mix, got tuple; draw one with sample_mix$"):
+        TAKE_A_MIX[name](EXAMPLE, tuple(SCALAR))
+
+
+@each_function
+def test_a_batch_of_another_size_names_both_sizes(name: str) -> None:
+    with pytest.raises(ValueError, match=f"^{name}: expected .* to have the batch size of the mix, 4, got 3; "):
+        TAKE_A_MIX[name](EXAMPLE[:3], SCALAR)
+
+
+@each_function
+def test_a_scalar_has_no_batch_dimension(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"^{name}: expected .* to have a batch dimension, got .* shape \(\); for a"):
+        TAKE_A_MIX[name](torch.tensor(1.0), SCALAR)
+
+
+@each_function
+def test_no_tensor(name: str) -> None:
+    with pytest.raises(TypeError, match=f"^{name}: expected .* to be a tensor, got list$"):
+        TAKE_A_MIX[name]([1.0, 2.0], SCALAR)
+
+
+@each_function
+@pytest.mark.parametrize("lam", (torch.rand(3), torch.rand(4, 1)), ids=("short", "matrix"))
+def test_a_mix_of_inconsistent_shape(name: str, lam: Tensor) -> None:
+    with pytest.raises(ValueError, match=rf"^{name}: expected mix.index of shape \(B,\) and mix.lam of shape"):
+        TAKE_A_MIX[name](EXAMPLE, Mix(lam, CYCLE))
+
+
+def test_a_mix_whose_index_is_no_vector() -> None:
+    with pytest.raises(ValueError, match=r"got \(2, 2\) and \(\)$"):
+        mixup(EXAMPLE, Mix(torch.tensor(0.5), CYCLE.view(2, 2)))
+
+
+@pytest.mark.parametrize("dtype", (torch.uint8, torch.int64, torch.bool, torch.complex64))
+def test_inputs_must_be_floating(dtype: torch.dtype) -> None:
+    with pytest.raises(TypeError, match=rf"^mixup: expected a floating-point input, got {dtype}; .*input\.float\(\)"):
+        mixup(torch.ones(4, 3, dtype=dtype), SCALAR)
+
+
+@pytest.mark.parametrize("dtype", (torch.bool, torch.complex64))
+def test_targets_must_be_floating_or_indices(dtype: torch.dtype) -> None:
+    with pytest.raises(TypeError, match=rf"^mix_targets: expected floating targets or .* got {dtype}; .*\.float\(\)"):
+        mix_targets(torch.ones(4, dtype=dtype), SCALAR, 2)
+
+
+def test_index_targets_made_dense_need_num_classes() -> None:
+    with pytest.raises(ValueError, match=r"^mix_targets: expected num_classes with class indices \(torch.int64\)"):
+        mix_targets(INDICES, SCALAR)
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bool, torch.complex64))
+def test_cross_entropy_takes_indices(dtype: torch.dtype) -> None:
+    with pytest.raises(TypeError, match=rf"^mixup_cross_entropy: expected integer .* got {dtype}; .*mix_targets"):
+        mixup_cross_entropy(EXAMPLE, torch.ones(4, dtype=dtype), SCALAR)
+
+
+@pytest.mark.parametrize("label_smoothing", (-0.1, 1.1))
+def test_label_smoothing_out_of_range(label_smoothing: float) -> None:
+    with pytest.raises(ValueError, match=rf"expected label_smoothing in \[0, 1\], got {label_smoothing}$"):
+        mixup_cross_entropy(EXAMPLE, INDICES, SCALAR, label_smoothing=label_smoothing)
+
+
+@both_lams
+def test_unknown_reduction(mix: Mix) -> None:
+    with pytest.raises(ValueError, match="expected reduction to be 'none', 'mean', 'sum' or 'batchmean', got 'max'$"):
+        mixup_cross_entropy(EXAMPLE, INDICES, mix, reduction="max")
+
+
+@pytest.mark.parametrize("loss", (F.mse_loss, lambda input, target: (input - target).flatten()))
+def test_a_per_sample_lam_needs_per_sample_losses(loss: Callable[[Tensor, Tensor], Tensor]) -> None:
+    with pytest.raises(ValueError, match=r"^mixup_loss: expected per-sample losses of shape \(4, ...\) .*reduction"):
+        mixup_loss(loss, EXAMPLE, torch.randn(4, 3), PER_SAMPLE)
+
+
+def test_mixup_batch_errors() -> None:
+    with pytest.raises(ValueError, match="^mixup_batch: expected target to have the batch size of the mix, 4, got 3"):
+        mixup_batch(EXAMPLE, INDICES[:3])
+    with pytest.raises(TypeError, match="^mixup_batch: expected input to be a tensor, got list$"):
+        mixup_batch([1.0], INDICES)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="^mixup_batch: expected target to be a tensor, got NoneType$"):
+        mixup_batch(EXAMPLE, None)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="^mixup: expected a floating-point input, got torch.int64"):
+        mixup_batch(INDICES, INDICES)
+    with pytest.raises(ValueError, match="expected alpha to be a finite number >= 0, got -1"):
+        mixup_batch(EXAMPLE, INDICES, alpha=-1)

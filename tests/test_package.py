@@ -1,0 +1,51 @@
+"""The package as a whole: its names, its layers, and that everything the README shows runs."""
+
+from __future__ import annotations
+
+import ast
+import re
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+import mixup_nn
+
+ROOT = Path(__file__).parent.parent
+LAYERS = ("sampling", "functional", "_mixup", "_criterion", "__init__")
+
+
+def test_public_names() -> None:
+    assert mixup_nn.__all__ == ["Mix", "MixUp", "MixUpCriterion", "functional", "sampling"]
+    assert mixup_nn.functional.__all__ == ["mix_targets", "mixup", "mixup_batch", "mixup_cross_entropy", "mixup_loss"]
+    assert mixup_nn.sampling.__all__ == ["Mix", "sample_beta", "sample_mix"]
+    for module in (mixup_nn, mixup_nn.functional, mixup_nn.sampling):
+        assert all(hasattr(module, name) for name in module.__all__)
+
+
+def test_version_is_that_of_the_distribution_and_the_changelog() -> None:
+    assert mixup_nn.__version__ == metadata.version("mixup_nn")
+    assert f"## {mixup_nn.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_needs_nothing_but_torch_and_einops_at_run_time() -> None:
+    required = [line for line in metadata.requires("mixup_nn") or () if "extra ==" not in line]
+    assert sorted(re.split(r"[ <>=~]", line)[0] for line in required) == ["einops", "torch"]
+
+
+def test_imports_run_one_way() -> None:
+    assert sorted(path.stem for path in (ROOT / "mixup_nn").glob("*.py")) == sorted(LAYERS)
+    for rank, layer in enumerate(LAYERS):
+        tree = ast.parse((ROOT / "mixup_nn" / f"{layer}.py").read_text())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                names = [node.module] if node.module else [alias.name for alias in node.names]
+                assert all(name in LAYERS[:rank] for name in names)
+
+
+README_BLOCKS = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("source", README_BLOCKS, ids=range(len(README_BLOCKS)))
+def test_readme_block_runs(source: str) -> None:
+    exec(compile(source, "README.md", "exec"), {"__name__": "README"})
