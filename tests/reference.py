@@ -23,11 +23,18 @@ def mixed(input: Tensor, mix: Mix) -> Tensor:
     return torch.stack(rows) if rows else input.double()
 
 
+def positions(target: Tensor) -> Iterator[tuple[int, ...]]:
+    """Every index into the dimensions behind the batch."""
+    return itertools.product(*map(range, target.shape[1:]))
+
+
 def one_hot(target: Tensor, num_classes: int) -> Tensor:
     """Class indices ``(B, *)`` as float64 probabilities ``(B, C, *)``, one position at a time."""
     dense = torch.zeros(target.shape[0], num_classes, *target.shape[1:], dtype=torch.float64)
-    for i, position in itertools.product(range(len(target)), itertools.product(*map(range, target.shape[1:]))):
-        dense[(i, int(target[(i, *position)]), *position)] = 1
+    for i in range(len(target)):
+        for position in positions(target):
+            entry: tuple[int, ...] = (i, int(target[(i, *position)]), *position)
+            dense[entry] = 1
     return dense
 
 
@@ -76,7 +83,7 @@ def cross_entropy(
 
     terms, masses = [], []
     for i, j, lam in pairs(mix):
-        for position in itertools.product(*map(range, target.shape[1:])):
+        for position in positions(target):
             logits = input[(i, slice(None), *position)].double()
             own, partner = int(target[(i, *position)]), int(target[(j, *position)])
             terms.append(lam * term(logits, own) + (1 - lam) * term(logits, partner))

@@ -68,7 +68,6 @@ def test_views_are_mixed_and_left_alone(view: str) -> None:
     assert torch.equal(input, before)
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")  # torch's own, from its forward mode
 @both_lams
 def test_gradients_to_second_order_in_input_and_lam(mix: Mix) -> None:
     input = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)

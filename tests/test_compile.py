@@ -1,0 +1,332 @@
+"""torch.compile as a promise: one graph, no kernel added, no recompilation, the same numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch._inductor import metrics
+
+from mixup_nn import Mix, MixUp, MixUpCriterion
+from mixup_nn.functional import mixup, mixup_batch
+from mixup_nn.sampling import sample_beta, sample_mix
+
+from .test_sampling import assert_beta
+
+CLASSES = 5
+OPTIONS: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "per_sample": {"per_sample": True},
+    "p": {"p": 0.5},
+    "per_sample_p": {"per_sample": True, "p": 0.5},
+    "alpha_zero": {"alpha": 0.0},
+}
+each_option = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+static_and_dynamic = pytest.mark.parametrize("dynamic", (False, True), ids=("static", "dynamic"))
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    return torch.compile(function, fullgraph=True, **options)
+
+
+# The same numbers, on the same draw. One graph holds every option, so that it is compiled once.
+
+
+def modules() -> list[MixUp]:
+    return [MixUp(**options) for options in OPTIONS.values()]
+
+
+@static_and_dynamic
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+def test_module_equals_eager_on_its_draw(dynamic: bool, dtype: torch.dtype) -> None:
+    mixups, input = modules(), torch.randn(6, 3, 4, 4).to(dtype)
+    step = compiled(lambda input: [module(input) for module in mixups], dynamic=dynamic)
+    draws = []
+    for _ in range(3):
+        for module, output in zip(mixups, step(input), strict=True):
+            assert module.last_mix is not None
+            assert output.dtype == dtype
+            expected = mixup(input, module.last_mix)
+            torch.testing.assert_close(output, expected, atol=2 * torch.finfo(dtype).eps * 4, rtol=0)
+            draws.append(tuple(module.last_mix.index.tolist()))
+    assert len(set(draws)) > len(mixups)
+
+
+@static_and_dynamic
+def test_whole_step_equals_eager_on_its_draw_with_gradients(dynamic: bool) -> None:
+    mixups, net, loss = [MixUp(), MixUp(per_sample=True, p=0.5)], nn.Linear(3, CLASSES), nn.CrossEntropyLoss()
+    criteria = [MixUpCriterion(loss, module) for module in mixups]
+    input, target = torch.randn(6, 3), torch.randint(CLASSES, (6,))
+
+    def step(input: Tensor, target: Tensor) -> list[Tensor]:
+        return [
+            criterion(nn.Sequential(module, net)(input), target)
+            for module, criterion in zip(mixups, criteria, strict=True)
+        ]
+
+    losses = compiled(step, dynamic=dynamic)(input, target)
+    expected = []
+    for module, criterion in zip(mixups, criteria, strict=True):
+        assert module.last_mix is not None
+        expected.append(criterion(net(mixup(input, module.last_mix)), target, module.last_mix))
+    torch.testing.assert_close(losses, expected)
+    gradients = [torch.autograd.grad(torch.stack(values).sum(), net.weight)[0] for values in (losses, expected)]
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # torch's own, from any compiled loss of a model
+def test_model_and_criterion_compiled_apart_share_the_draw() -> None:
+    module, net = MixUp(1.0), nn.Linear(3, CLASSES)
+    criterion = MixUpCriterion(nn.CrossEntropyLoss(), module)
+    model, loss_of = compiled(nn.Sequential(module, net)), compiled(criterion)
+    input, target = torch.randn(6, 3), torch.randint(CLASSES, (6,))
+    for _ in range(3):
+        output = model(input)
+        torch.testing.assert_close(loss_of(output, target), criterion(output, target))
+    module.eval()
+    torch.testing.assert_close(loss_of(model(input), target), F.cross_entropy(net(input), target))
+
+
+WEIGHT = torch.linspace(0.5, 2, CLASSES)
+LOSSES: dict[str, Callable[[], nn.Module]] = {
+    "cross_entropy": nn.CrossEntropyLoss,
+    "weighted": lambda: nn.CrossEntropyLoss(WEIGHT),
+    "ignoring": lambda: nn.CrossEntropyLoss(ignore_index=1),
+    "smoothed": lambda: nn.CrossEntropyLoss(WEIGHT, ignore_index=1, label_smoothing=0.1),
+    "sum": lambda: nn.CrossEntropyLoss(reduction="sum"),
+    "none": lambda: nn.CrossEntropyLoss(reduction="none"),
+    "nll": nn.NLLLoss,
+    "bce": nn.BCEWithLogitsLoss,
+    "bce_pos_weight": lambda: nn.BCEWithLogitsLoss(pos_weight=WEIGHT),
+    "mse": nn.MSELoss,
+    "huber_sum": lambda: nn.HuberLoss(reduction="sum"),
+}
+
+
+@pytest.mark.parametrize("per_sample", (False, True), ids=("per_batch", "per_sample"))
+@pytest.mark.parametrize("indices", (False, True), ids=("dense", "indices"))
+def test_criterion_equals_eager_for_every_kind_of_loss(indices: bool, per_sample: bool) -> None:
+    losses = [make() for make in LOSSES.values()]
+    losses = [loss for loss in losses if isinstance(loss, (nn.CrossEntropyLoss, nn.NLLLoss)) == indices]
+    criteria = [MixUpCriterion(loss, interpolate_loss=mode) for loss in losses for mode in (True, False)]
+    if indices:  # torch's NLLLoss takes no dense targets, and its CrossEntropyLoss with ignore_index takes none either
+        criteria = [criterion for criterion in criteria if criterion.interpolate_loss or criterion.loss in losses[:2]]
+    input = torch.randn(6, CLASSES)
+    target = torch.randint(CLASSES, (6,)) if indices else torch.rand(6, CLASSES)
+    mix = sample_mix(6, 1.0, per_sample=per_sample)
+
+    def every(input: Tensor, target: Tensor, mix: Mix) -> list[Tensor]:
+        return [criterion(input, target, mix) for criterion in criteria]
+
+    torch.testing.assert_close(compiled(every)(input, target, mix), every(input, target, mix))
+
+
+def test_functional_form_in_one_graph() -> None:
+    def step(X: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return mixup_batch(X, y, alpha=0.2)
+
+    input = torch.randn(6, 3)
+    mixed, permuted, mixing = compiled(step)(input, input)
+    torch.testing.assert_close(mixed, (1 - mixing) * input + mixing * permuted)
+
+
+def test_transforms_around_it_are_in_the_same_graph() -> None:
+    module, counter = MixUp(1.0), CompileCounterWithBackend("inductor")
+    step = compiled(nn.Sequential(nn.Hardtanh(), module, nn.LayerNorm(4)), backend=counter)
+    input = torch.randn(6, 4)
+    output = step(input)
+    assert module.last_mix is not None
+    torch.testing.assert_close(output, F.layer_norm(mixup(F.hardtanh(input), module.last_mix), (4,)))
+    assert counter.frame_count == 1
+
+
+# Draws
+
+
+def test_compiled_draw_follows_the_exact_distribution() -> None:
+    alphas = (0.001, 0.2, 1.0, 1000.0)
+    draws = compiled(lambda: [sample_beta(alpha, (200_000,)) for alpha in alphas])()
+    for alpha, lam in zip(alphas, draws, strict=True):
+        assert_beta(lam, alpha)
+
+
+def test_a_seed_reproduces_compiled_draws_and_each_step_draws_afresh() -> None:
+    step = compiled(MixUp(1.0, per_sample=True))
+    input = torch.randn(8, 3)
+    torch.manual_seed(1)
+    first, second = step(input), step(input)
+    assert not torch.equal(first, second)
+    torch.manual_seed(1)
+    assert torch.equal(step(input), first)
+    assert torch.equal(step(input), second)
+
+
+# Graphs
+
+
+class Counted:
+    """Compile a function, and count its graphs."""
+
+    def __init__(self, function: Callable[..., Any], backend: str = "eager") -> None:
+        self.counter = CompileCounterWithBackend(backend)
+        self.function = compiled(function, backend=self.counter)
+
+    def graphs_after(self, *args: Any) -> int:
+        self.function(*args)
+        return self.counter.frame_count
+
+
+@each_option
+def test_twelve_steps_are_one_graph(options: dict[str, Any]) -> None:
+    module = MixUp(**options)
+    criterion = MixUpCriterion(nn.CrossEntropyLoss(), module)
+    step = Counted(lambda input, target: criterion(module(input), target))
+    input, target = torch.randn(6, CLASSES), torch.randint(CLASSES, (6,))
+    assert [step.graphs_after(input, target) for _ in range(12)] == [1] * 12
+
+
+@pytest.mark.parametrize("per_sample", (False, True), ids=("per_batch", "per_sample"))
+def test_batch_sizes_cost_no_more_graphs_than_without_mixup(per_sample: bool) -> None:
+    sizes = (8, 8, 7, 6, 5, 1, 2, 9)
+    module, net, loss = MixUp(per_sample=per_sample), nn.Linear(3, CLASSES), nn.CrossEntropyLoss()
+    criterion = MixUpCriterion(loss, module)
+    counts = []
+    for function in (lambda x, y: loss(net(x), y), lambda x, y: criterion(net(module(x)), y)):
+        torch._dynamo.reset()
+        step = Counted(function)
+        counts.append([step.graphs_after(torch.randn(n, 3), torch.randint(CLASSES, (n,))) for n in sizes])
+    assert counts[1] == counts[0]
+
+
+def test_train_and_eval_settle_at_one_graph_each() -> None:
+    module = MixUp()
+    net = nn.Sequential(module, nn.Linear(3, CLASSES))
+    criterion = MixUpCriterion(nn.CrossEntropyLoss(), module)
+    step = Counted(lambda x, y: criterion(net(x), y))
+    input, target = torch.randn(6, 3), torch.randint(CLASSES, (6,))
+    counts = []
+    for _ in range(4):
+        for training in (True, False):
+            net.train(training)
+            counts.append(step.graphs_after(input, target))
+    assert counts == [1] + [2] * 7
+
+
+@pytest.mark.parametrize(
+    "values",
+    ((1.0, 0.9, 0.5, 0.25, 0.0, 1.0), (0.0, 0.5, 1.0, 0), (0.5, 1, 0, 0.25)),
+    ids=("falling", "rising", "mixed"),
+)
+@pytest.mark.parametrize("name", ("alpha", "p"))
+@pytest.mark.parametrize("per_sample", (False, True), ids=("per_batch", "per_sample"))
+def test_a_schedule_costs_at_most_one_more_graph(name: str, values: tuple[float, ...], per_sample: bool) -> None:
+    module = MixUp(8.0, per_sample=per_sample)
+    step, input = Counted(module, "inductor"), torch.randn(6, 3)
+    for value in values:
+        setattr(module, name, value)
+        assert step.graphs_after(input) <= 2
+        if value == 0:
+            assert torch.equal(step.function(input), input)
+        elif (name, value) != ("p", value):
+            assert not torch.equal(step.function(input), input)
+
+
+# Kernels
+
+
+def kernels(function: Callable[..., Any], *args: Any, backward: bool = False) -> int:
+    torch._dynamo.reset()
+    metrics.reset()
+    with torch._inductor.utils.fresh_cache():  # a cached graph would generate none
+        output = compiled(function)(*args)
+        if backward:
+            output.sum().backward()
+    assert metrics.generated_kernel_count > 0
+    return metrics.generated_kernel_count
+
+
+def normalize(input: Tensor) -> Tensor:
+    return (input - 0.5) / 0.25
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+@pytest.mark.parametrize("per_sample", (False, True), ids=("per_batch", "per_sample"))
+def test_normalize_mix_and_activate_are_one_kernel(per_sample: bool, dtype: torch.dtype) -> None:
+    module, input = MixUp(), torch.randn(6, 3, 8, 8).to(dtype)
+    mix = sample_mix(6, per_sample=per_sample)
+    assert kernels(lambda input, mix: F.relu(module(normalize(input), mix)), input, mix) == 1
+
+
+@pytest.mark.parametrize("per_sample", (False, True), ids=("per_batch", "per_sample"))
+def test_elementwise_work_around_a_drawing_module_adds_no_kernel(per_sample: bool) -> None:
+    module, input = MixUp(p=0.5, per_sample=per_sample), torch.randn(6, 3, 8, 8)
+    assert kernels(lambda input: F.relu(module(normalize(input))), input) == kernels(module, input)
+
+
+@pytest.mark.parametrize("per_sample", (False, True), ids=("per_batch", "per_sample"))
+@pytest.mark.parametrize("name", ("cross_entropy", "weighted", "smoothed", "none"))
+def test_criterion_has_no_more_kernels_than_the_plain_loss(name: str, per_sample: bool) -> None:
+    loss = LOSSES[name]()
+    input, target = torch.randn(64, CLASSES), torch.randint(CLASSES, (64,))
+    mix = sample_mix(64, per_sample=per_sample)
+    assert kernels(MixUpCriterion(loss), input, target, mix) <= kernels(loss, input, target)
+
+
+# Export
+
+
+@pytest.mark.parametrize("strict", (True, False))
+def test_export_of_the_eval_model_is_the_model_without_it(strict: bool) -> None:
+    net = nn.Linear(3, CLASSES)
+    model = nn.Sequential(MixUp(), net).eval()
+    input = torch.randn(2, 3)
+    exported = torch.export.export(model, (input,), strict=strict).module()
+    torch.testing.assert_close(exported(input), net(input))
+
+
+# CUDA graphs
+
+
+@pytest.mark.cuda
+@each_option
+def test_cuda_graphs_replay_with_a_fresh_draw_each_step(options: dict[str, Any]) -> None:
+    module = MixUp(**{"alpha": 1.0, **options}).cuda()
+    net, loss = nn.Linear(3, CLASSES).cuda(), nn.CrossEntropyLoss()
+    criterion = MixUpCriterion(loss, module)
+    step = compiled(lambda x, y: criterion(net(module(x)), y), mode="reduce-overhead")
+    input, target = torch.randn(8, 3, device="cuda"), torch.randint(CLASSES, (8,), device="cuda")
+    indices = []
+    for _ in range(6):
+        torch.compiler.cudagraph_mark_step_begin()
+        value = step(input, target)
+        value.backward()
+        assert module.last_mix is not None
+        mix = Mix(*(tensor.clone() for tensor in module.last_mix))
+        torch.testing.assert_close(value, criterion(net(mixup(input, mix)), target, mix))
+        indices.append(tuple(mix.index.tolist()))
+    assert len(set(indices)) > 1
+
+
+@pytest.mark.cuda
+def test_nothing_synchronises_with_the_host() -> None:
+    module = MixUp(per_sample=True, p=0.5)
+    criterion = MixUpCriterion(nn.CrossEntropyLoss(), module)
+    input, target = torch.randn(8, CLASSES, device="cuda"), torch.randint(CLASSES, (8,), device="cuda")
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        criterion(module(input), target)
+        mixup_batch(input, target)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
