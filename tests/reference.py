@@ -33,7 +33,7 @@ def one_hot(target: Tensor, num_classes: int) -> Tensor:
     dense = torch.zeros(target.shape[0], num_classes, *target.shape[1:], dtype=torch.float64)
     for i in range(len(target)):
         for position in positions(target):
-            entry: tuple[int, ...] = (i, int(target[(i, *position)]), *position)
+            entry: tuple[int, ...] = (i, int(target[i][position]), *position)
             dense[entry] = 1
     return dense
 
@@ -84,8 +84,8 @@ def cross_entropy(
     terms, masses = [], []
     for i, j, lam in pairs(mix):
         for position in positions(target):
-            logits = input[(i, slice(None), *position)].double()
-            own, partner = int(target[(i, *position)]), int(target[(j, *position)])
+            logits = input[i].movedim(0, -1)[position].double()
+            own, partner = int(target[i][position]), int(target[j][position])
             terms.append(lam * term(logits, own) + (1 - lam) * term(logits, partner))
             masses.append(lam * mass(own) + (1 - lam) * mass(partner))
     if reduction == "mean":
