@@ -24,7 +24,8 @@ class MixUp(nn.Module):
 
     The module has no parameters, no buffers and an empty ``state_dict``, and no result depends on an earlier call. It
     compiles with ``torch.compile(fullgraph=True)``; changing ``alpha`` or ``p`` between calls costs one more
-    compilation, once.
+    compilation, once. ``torch.export`` in eval exports the identity; in training it exports a program that draws at
+    each call, and leaves ``last_mix`` as it was.
 
     Args:
         alpha: parameter of the Beta distribution, a finite number >= 0. 0.2 suits ImageNet, 1.0 CIFAR-10; the larger,

@@ -296,6 +296,22 @@ def test_export_of_the_eval_model_is_the_model_without_it(strict: bool) -> None:
     torch.testing.assert_close(exported(input), net(input))
 
 
+@pytest.mark.filterwarnings("ignore:While compiling, we found certain side effects:UserWarning")  # last_mix, not kept
+@pytest.mark.filterwarnings("ignore:The tensor attributes self.0.last_mix:UserWarning")  # torch puts them back
+@pytest.mark.parametrize("drawn_before", (False, True))
+@pytest.mark.parametrize("strict", (True, False))
+def test_export_in_training_mode_draws_at_each_call_and_leaves_last_mix_alone(strict: bool, drawn_before: bool) -> None:
+    module, input = MixUp(1.0), torch.eye(4)
+    if drawn_before:
+        module(input)
+    before = module.last_mix
+    program = torch.export.export(nn.Sequential(module, nn.Identity()), (input,), strict=strict).module()
+    assert module.last_mix is before
+    first, second = program(input), program(input)
+    assert not torch.equal(first, second)
+    torch.testing.assert_close(first.sum(0), torch.ones(4))
+
+
 # CUDA graphs
 
 
