@@ -10,6 +10,9 @@ from . import functional
 from ._mixup import MixUp
 from .sampling import Mix
 
+# Their targets are labels, and nothing between two labels is one.
+LABEL_LOSSES = (nn.HingeEmbeddingLoss, nn.MultiLabelMarginLoss, nn.MultiMarginLoss, nn.NLLLoss)
+
 
 class MixUpCriterion(nn.Module):
     r"""Wraps a loss so that it takes the targets of a mixed batch.
@@ -37,7 +40,8 @@ class MixUpCriterion(nn.Module):
             ``criterion.eval()`` does not switch the linked module.
         interpolate_loss: True interpolates the losses. False interpolates the targets, and makes integer targets
             dense, with ``input.shape[1]`` classes in the dtype of ``input``, for a loss that takes dense targets.
-            None (default) interpolates the loss for integer targets and the target for floating ones.
+            None (default) interpolates the loss for integer targets and the target for floating ones; always the
+            loss for torch's losses that take labels only (hinge embedding, multi-margin, NLL).
 
     Shape:
         - input: output of the model, ``(B, *)``; for class indices made dense, ``(B, C, *)``.
@@ -46,7 +50,8 @@ class MixUpCriterion(nn.Module):
 
     Raises:
         TypeError: ``loss`` is not callable, ``mixup`` is no :class:`MixUp`, or ``mix`` no :class:`Mix`.
-        ValueError: as :func:`functional.mixup_loss` and :func:`functional.mix_targets`.
+        ValueError: ``interpolate_loss=False`` with a loss that takes labels only; on call, as
+            :func:`functional.mixup_loss` and :func:`functional.mix_targets`.
         RuntimeError: the linked module is in training mode but has drawn nothing yet.
 
     Example:
@@ -85,6 +90,11 @@ class MixUpCriterion(nn.Module):
                 f"MixUpCriterion: expected mixup to be a MixUp, got {type(mixup).__name__}; "
                 "link the MixUp module itself, not the model that holds it"
             )
+        if interpolate_loss is False and isinstance(loss, LABEL_LOSSES):
+            raise ValueError(
+                "MixUpCriterion: expected a loss that takes dense targets with interpolate_loss=False, got "
+                f"{type(loss).__name__}, which takes labels only; use interpolate_loss=True"
+            )
         self.loss = loss
         self.interpolate_loss = interpolate_loss
         object.__setattr__(self, "mixup", mixup)  # past nn.Module, which would make the link a submodule
@@ -96,7 +106,7 @@ class MixUpCriterion(nn.Module):
             return self.loss(input, target)
         interpolate_loss = self.interpolate_loss
         if interpolate_loss is None:
-            interpolate_loss = not target.is_floating_point()
+            interpolate_loss = not target.is_floating_point() or isinstance(self.loss, LABEL_LOSSES)
         if interpolate_loss:
             return functional.mixup_loss(self.loss, input, target, mix)
         dense = functional.mix_targets(target, mix, input.shape[1] if input.ndim > 1 else None)

@@ -133,7 +133,7 @@ def mixup_loss(loss: Callable[[Tensor, Tensor], Tensor], input: Tensor, target: 
         The loss, of the shape and dtype that ``loss`` itself returns.
 
     Raises:
-        TypeError: ``target`` is no tensor, or ``mix`` is no :class:`~mixup_nn.Mix`.
+        TypeError: ``target`` or the loss is no tensor, or ``mix`` is no :class:`~mixup_nn.Mix`.
         ValueError: a per-sample ``lam`` and a loss that returns no per-sample losses; no batch dimension, or one of
             another size than the mix.
 
@@ -164,6 +164,11 @@ def mixup_loss(loss: Callable[[Tensor, Tensor], Tensor], input: Tensor, target: 
     if reduction is not None:
         loss = _unreduced(loss)
     original, partner = loss(input, target), loss(input, target[mix.index])
+    if not isinstance(original, Tensor):
+        raise TypeError(
+            f"mixup_loss: expected loss to return a tensor, got {type(original).__name__}; "
+            "wrap it in a function that returns the loss alone"
+        )
     if mix.lam.ndim and original.shape[:1] != mix.lam.shape:
         raise ValueError(
             f"mixup_loss: expected per-sample losses of shape ({mix.lam.shape[0]}, ...) for a per-sample lam, got "

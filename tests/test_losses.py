@@ -1,0 +1,162 @@
+"""Every loss of torch.nn that takes (input, target), in both modes, for both kinds of lam: the table of the README."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import loss as torch_losses
+
+from mixup_nn import Mix, MixUpCriterion
+
+from . import reference
+
+CYCLE = torch.tensor([2, 3, 1, 0])
+MIXES = (Mix(torch.tensor(0.3), CYCLE), Mix(torch.tensor([0.1, 0.6, 1.0, 0.0]), CYCLE))
+both_lams = pytest.mark.parametrize("mix", MIXES, ids=("per_batch", "per_sample"))
+
+
+def real(*shape: int) -> Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+SIGNS = torch.tensor([[1.0, -1.0, 1.0], [1.0, 1.0, 1.0], [-1.0, -1.0, 1.0], [-1.0, 1.0, -1.0]], dtype=torch.float64)
+LABELS = torch.tensor([0, 2, 1, 2])
+LABEL_SETS = torch.tensor([[0, 2, -1], [1, -1, -1], [0, 1, 2], [2, -1, -1]])
+
+
+class Case(NamedTuple):
+    """A loss, its target, and what the README says of it."""
+
+    loss: nn.Module
+    target: Tensor
+    takes_mixed_targets: bool = True
+    linear: bool = False  # in the target, so that both modes are the same number
+    input: Callable[[Tensor], Tensor] = lambda input: input
+
+
+CASES = (
+    Case(nn.BCELoss(weight=real(3)), real(4, 3), linear=True, input=torch.sigmoid),
+    Case(nn.BCEWithLogitsLoss(pos_weight=real(3)), real(4, 3), linear=True),
+    Case(nn.CrossEntropyLoss(label_smoothing=0.1), LABELS, linear=True),
+    Case(nn.HingeEmbeddingLoss(), SIGNS, takes_mixed_targets=False),
+    Case(nn.HuberLoss(delta=0.3), real(4, 3)),
+    Case(nn.KLDivLoss(reduction="batchmean"), real(4, 3), input=lambda input: input.log_softmax(1)),
+    Case(nn.L1Loss(), 6 * real(4, 3) - 3),
+    Case(nn.MSELoss(), real(4, 3)),
+    Case(nn.MultiLabelMarginLoss(), LABEL_SETS, takes_mixed_targets=False),
+    Case(nn.MultiLabelSoftMarginLoss(weight=real(3)), real(4, 3), linear=True),
+    Case(nn.MultiMarginLoss(weight=real(3)), LABELS, takes_mixed_targets=False),
+    Case(nn.NLLLoss(), LABELS, takes_mixed_targets=False, input=lambda input: input.log_softmax(1)),
+    Case(nn.PoissonNLLLoss(), real(4, 3), linear=True),
+    Case(nn.SmoothL1Loss(beta=0.3), real(4, 3)),
+    Case(nn.SoftMarginLoss(), SIGNS),
+)
+each_case = pytest.mark.parametrize("case", CASES, ids=[type(case.loss).__name__ for case in CASES])
+OTHER_ARGUMENTS = {  # what these take instead of (input, target) or return instead of a tensor
+    "CTCLoss", "CosineEmbeddingLoss", "GaussianNLLLoss", "MarginRankingLoss",
+    "TripletMarginLoss", "TripletMarginWithDistanceLoss",
+}  # fmt: skip
+
+
+def unreduced(loss: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
+    twin = copy.deepcopy(loss)
+    twin.reduction = "none"  # type: ignore[assignment]
+    return twin
+
+
+def logits() -> Tensor:
+    return torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+
+
+def assert_same_values_and_gradients(ours: Tensor, expected: Tensor, input: Tensor) -> None:
+    torch.testing.assert_close(ours, expected)
+    torch.testing.assert_close(*(torch.autograd.grad(value.sum(), input, retain_graph=True)[0] for value in (ours, expected)))
+
+
+def test_no_loss_of_torch_is_left_out() -> None:
+    public = {name for name in torch_losses.__all__ if inspect.isclass(getattr(nn, name)) and name != "NLLLoss2d"}
+    assert {type(case.loss).__name__ for case in CASES} | OTHER_ARGUMENTS == public - {"LinearCrossEntropyLoss"}
+
+
+@both_lams
+@each_case
+@pytest.mark.parametrize("reduction", (None, "none", "sum"))
+def test_interpolated_loss_equals_the_loop(case: Case, reduction: str | None, mix: Mix) -> None:
+    loss, raw = copy.deepcopy(case.loss), logits()
+    reduction = str(loss.reduction) if reduction is None else reduction
+    loss.reduction = reduction  # type: ignore[assignment]
+    input = case.input(raw)
+    ours = MixUpCriterion(loss, interpolate_loss=True)(input, case.target, mix)
+    expected = reference.interpolated_loss(unreduced(loss), input, case.target, mix, reduction)
+    assert_same_values_and_gradients(ours, expected, raw)
+
+
+@both_lams
+@each_case
+def test_interpolated_targets_equal_the_loop_or_are_refused(case: Case, mix: Mix) -> None:
+    if not case.takes_mixed_targets:
+        with pytest.raises(ValueError, match=f"got {type(case.loss).__name__}, which takes labels only; use"):
+            MixUpCriterion(case.loss, interpolate_loss=False)
+        return
+    raw = logits()
+    input = case.input(raw)
+    ours = MixUpCriterion(case.loss, interpolate_loss=False)(input, case.target, mix)
+    dense = case.target if case.target.is_floating_point() else reference.one_hot(case.target, 3)
+    expected = reference.interpolated_targets_loss(unreduced(case.loss), input, dense, mix, str(case.loss.reduction))
+    assert_same_values_and_gradients(ours, expected, raw)
+
+
+@both_lams
+@each_case
+def test_both_modes_agree_for_losses_linear_in_the_target_and_for_no_other(case: Case, mix: Mix) -> None:
+    input = case.input(logits().detach())
+    if case.takes_mixed_targets:
+        values = [MixUpCriterion(case.loss, interpolate_loss=mode)(input, case.target, mix) for mode in (True, False)]
+        assert torch.isclose(*values) == case.linear
+
+
+@both_lams
+@each_case
+def test_the_default_mixes_values_and_keeps_labels_apart(case: Case, mix: Mix) -> None:
+    input = case.input(logits().detach())
+    mode = not (case.takes_mixed_targets and case.target.is_floating_point())
+    default, chosen = (
+        MixUpCriterion(case.loss, interpolate_loss=option)(input, case.target, mix) for option in (None, mode)
+    )
+    assert torch.equal(default, chosen)
+
+
+@pytest.mark.skipif(not hasattr(nn, "LinearCrossEntropyLoss"), reason="new in torch 2.13")
+@both_lams
+def test_linear_cross_entropy_is_the_cross_entropy_of_its_logits(mix: Mix) -> None:
+    loss, input = nn.LinearCrossEntropyLoss(5, 3, dtype=torch.float64), torch.randn(4, 5, dtype=torch.float64)
+    expected = reference.cross_entropy(loss.linear(input), LABELS, mix)
+    torch.testing.assert_close(MixUpCriterion(loss)(input, LABELS, mix), expected)
+
+
+def test_the_readme_says_the_same() -> None:
+    text = (Path(__file__).parent.parent / "README.md").read_text()
+    rows = re.findall(r"^\| `(\w+Loss)` \| (.*?) \| (.*?) \| (.*?) \|$", text, re.MULTILINE)
+    assert rows == [
+        (
+            type(case.loss).__name__,
+            "yes",
+            "yes" if case.takes_mixed_targets else "refused",
+            "equal" if case.linear else "different" if case.takes_mixed_targets else "",
+        )
+        for case in CASES
+    ]
+
+
+def test_a_loss_that_returns_no_tensor_is_refused() -> None:
+    loss = nn.AdaptiveLogSoftmaxWithLoss(4, 10, cutoffs=[5])
+    with pytest.raises(TypeError, match="expected loss to return a tensor, got _ASMoutput; wrap it"):
+        MixUpCriterion(loss)(torch.randn(4, 4), LABELS, MIXES[0])
