@@ -78,7 +78,9 @@ def logits() -> Tensor:
 
 def assert_same_values_and_gradients(ours: Tensor, expected: Tensor, input: Tensor) -> None:
     torch.testing.assert_close(ours, expected)
-    torch.testing.assert_close(*(torch.autograd.grad(value.sum(), input, retain_graph=True)[0] for value in (ours, expected)))
+    torch.testing.assert_close(
+        *(torch.autograd.grad(value.sum(), input, retain_graph=True)[0] for value in (ours, expected))
+    )
 
 
 def test_no_loss_of_torch_is_left_out() -> None:

@@ -43,9 +43,17 @@ def test_imports_run_one_way() -> None:
                 assert all(name in LAYERS[:rank] for name in names)
 
 
-README_BLOCKS = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+def test_every_code_block_of_the_readme_runs_in_order() -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    namespace: dict[str, object] = {"__name__": "README"}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), namespace)
+    assert len(blocks) > 5
 
 
-@pytest.mark.parametrize("source", README_BLOCKS, ids=range(len(README_BLOCKS)))
-def test_readme_block_runs(source: str) -> None:
-    exec(compile(source, "README.md", "exec"), {"__name__": "README"})
+def test_what_the_readme_prints_is_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
+    test_every_code_block_of_the_readme_runs_in_order()
+    printed = capsys.readouterr().out.splitlines()
+    claimed = re.findall(r"^print\(.*\)  # (.*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert claimed
+    assert printed[: len(claimed)] == claimed
