@@ -8,6 +8,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import torch
 
 import mixup_nn
 
@@ -43,17 +44,32 @@ def test_imports_run_one_way() -> None:
                 assert all(name in LAYERS[:rank] for name in names)
 
 
-def test_every_code_block_of_the_readme_runs_in_order() -> None:
-    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
-    namespace: dict[str, object] = {"__name__": "README"}
+def run_blocks_in_order(page: str) -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
+    namespace: dict[str, object] = {"__name__": page}
     for block in blocks:
-        exec(compile(block, "README.md", "exec"), namespace)
+        exec(compile(block, page, "exec"), namespace)
     assert len(blocks) > 5
 
 
-def test_what_the_readme_prints_is_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
-    test_every_code_block_of_the_readme_runs_in_order()
+def test_every_code_block_of_the_readme_runs_and_prints_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
+    run_blocks_in_order("README.md")
     printed = capsys.readouterr().out.splitlines()
     claimed = re.findall(r"^print\(.*\)  # (.*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
     assert claimed
     assert printed[: len(claimed)] == claimed
+
+
+@pytest.mark.filterwarnings("default")  # the trainers' own
+def test_every_trainer_of_the_trainers_page_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_blocks_in_order("docs/trainers.md")
+
+
+def test_torchvision_transforms_around_it() -> None:
+    v2 = pytest.importorskip("torchvision.transforms.v2", exc_type=(ImportError, RuntimeError))
+    mixup = mixup_nn.MixUp(1.0)
+    input = torch.rand(4, 3, 8, 8)
+    output = v2.Compose([v2.Normalize([0.5] * 3, [0.25] * 3), mixup])(input)
+    assert mixup.last_mix is not None
+    torch.testing.assert_close(output, mixup_nn.functional.mixup((input - 0.5) / 0.25, mixup.last_mix))
