@@ -162,6 +162,8 @@ def test_index_targets_become_dense_in_the_dtype_of_the_input(mix: Mix) -> None:
         MixUpCriterion(loss, interpolate_loss=False)(INPUT.to(dtype), INDICES, mix)
         assert (seen[-1].shape, seen[-1].dtype) == ((4, 3), dtype)
     torch.testing.assert_close(seen[1], mix_targets(INDICES, mix, 3))
+    MixUpCriterion(loss)(INPUT.double(), DENSE.double(), mix)
+    assert seen[-1].dtype == torch.float64  # floating targets keep theirs
 
 
 @both_lams

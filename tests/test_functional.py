@@ -134,13 +134,16 @@ def reference_of_log_softmax(logits: Tensor, target: Tensor, mix: Mix) -> Tensor
     return torch.stack(rows)
 
 
-def test_half_precision_losses_are_summed_in_float32() -> None:
-    logits, target = torch.randn(4096, 10).half(), torch.randint(10, (4096,))
-    mix = sample_mix(4096, 1.0, per_sample=True)
-    for reduction in ("mean", "none"):
-        loss = mixup_cross_entropy(logits, target, mix, reduction=reduction)
-        exact = mixup_cross_entropy(logits.double(), target, mix, reduction=reduction)
-        torch.testing.assert_close(loss, exact.half(), rtol=3e-3, atol=1e-3)
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16))
+def test_half_precision_losses_are_weighed_and_summed_in_float32(dtype: torch.dtype) -> None:
+    logits, target = torch.randn(4096, 10).to(dtype), torch.randint(10, (4096,))
+    lam, index = sample_mix(4096, 1.0)
+    log_probs = logits.log_softmax(1).double()
+    losses = torch.nn.functional.nll_loss(log_probs, target, reduction="none") * lam
+    losses += torch.nn.functional.nll_loss(log_probs, target[index], reduction="none") * (1 - lam)
+    for reduction, expected in (("none", losses), ("mean", losses.mean())):
+        ours = mixup_cross_entropy(logits, target, Mix(lam, index), reduction=reduction)
+        assert (ours == expected.to(dtype)).double().mean() > 0.99  # all but those halfway between two numbers
 
 
 # Composer's functional form
@@ -297,6 +300,16 @@ def test_the_loss_keeps_its_dtype(mix: Mix) -> None:
     assert mixup_cross_entropy(input, torch.tensor([0, 1, 2, 0]), mix).dtype == torch.bfloat16
 
 
+def test_a_scalar_lam_interpolates_the_loss_as_it_reduces_itself() -> None:
+    class HalfMean(nn.MSELoss):
+        def forward(self, input: Tensor, target: Tensor) -> Tensor:
+            return super().forward(input, target) / (2 if self.reduction == "mean" else 1)
+
+    input, target = torch.randn(4, 3), torch.randn(4, 3)
+    expected = mixup_loss(nn.MSELoss(), input, target, SCALAR) / 2
+    torch.testing.assert_close(mixup_loss(HalfMean(), input, target, SCALAR), expected)
+
+
 def test_a_loss_and_its_parameters_are_shared_with_the_unreduced_evaluation_not_copied() -> None:
     class Scaled(nn.Module):
         def __init__(self) -> None:
@@ -331,6 +344,11 @@ def test_indices_of_any_integer_dtype_become_dense(dtype: torch.dtype) -> None:
     assert torch.equal(mix_targets(target, SCALAR, 3), mix_targets(target.long(), SCALAR, 3))
 
 
+def test_dense_targets_are_made_on_the_device_of_the_indices() -> None:
+    mix = Mix(*(tensor.to("meta") for tensor in SCALAR))
+    assert mix_targets(torch.empty(4, dtype=torch.int64, device="meta"), mix, 3).device.type == "meta"
+
+
 def test_an_ignored_index_becomes_a_row_of_zeros() -> None:
     dense = mix_targets(torch.tensor([-100, 1, -100, 0]), Mix(torch.tensor(0.75), torch.tensor([2, 0, 1, 2])), 2)
     assert dense.tolist() == [[0.0, 0.0], [0.0, 0.75], [0.0, 0.25], [0.75, 0.0]]
@@ -357,6 +375,10 @@ TAKE_A_MIX: dict[str, Callable[..., Tensor]] = {
 each_function = pytest.mark.parametrize("name", TAKE_A_MIX)
 
 
+def argument(name: str) -> str:
+    return "input" if name == "mixup" else "target"
+
+
 @each_function
 def test_targets_where_the_mix_belongs(name: str) -> None:
     with pytest.raises(
@@ -374,19 +396,23 @@ def test_a_mix_that_is_none(name: str) -> None:
 
 @each_function
 def test_a_batch_of_another_size_names_both_sizes(name: str) -> None:
-    with pytest.raises(ValueError, match=f"^{name}: expected .* to have the batch size of the mix, 4, got 3; "):
+    with pytest.raises(
+        ValueError, match=f"^{name}: expected {argument(name)} to have the batch size of the mix, 4, got 3; "
+    ):
         TAKE_A_MIX[name](EXAMPLE[:3], SCALAR)
 
 
 @each_function
 def test_a_scalar_has_no_batch_dimension(name: str) -> None:
-    with pytest.raises(ValueError, match=rf"^{name}: expected .* to have a batch dimension, got .* shape \(\); for a"):
+    with pytest.raises(
+        ValueError, match=rf"^{name}: expected {argument(name)} to have a batch dimension, got .* shape \(\); for a"
+    ):
         TAKE_A_MIX[name](torch.tensor(1.0), SCALAR)
 
 
 @each_function
 def test_no_tensor(name: str) -> None:
-    with pytest.raises(TypeError, match=f"^{name}: expected .* to be a tensor, got list$"):
+    with pytest.raises(TypeError, match=f"^{name}: expected {argument(name)} to be a tensor, got list$"):
         TAKE_A_MIX[name]([1.0, 2.0], SCALAR)
 
 

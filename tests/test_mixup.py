@@ -291,7 +291,11 @@ def test_inference_mode() -> None:
 
 
 def test_meta_and_fake_tensors_keep_their_shape() -> None:
-    assert MixUp()(torch.empty(4, 3, device="meta")).shape == (4, 3)
+    module = MixUp()
+    assert module(torch.empty(4, 3, device="meta")).shape == (4, 3)
+    assert module.last_mix is not None
+    assert module.last_mix.lam.is_meta
+    assert module.last_mix.index.is_meta
     with FakeTensorMode():
         assert MixUp(per_sample=True, p=0.5)(torch.empty(4, 3)).shape == (4, 3)
 

@@ -128,6 +128,11 @@ def test_alpha_zero_is_plain_training(per_sample: bool) -> None:
     assert (index != torch.arange(1000)).all()
 
 
+def test_alpha_is_two_tenths_by_default() -> None:
+    lam = torch.stack([sample_mix(2).lam for _ in range(3000)])
+    assert_beta(lam, 0.2)
+
+
 def test_one_lam_per_batch_by_default_and_one_per_sample_on_request() -> None:
     assert sample_mix(64).lam.shape == ()
     assert len(set(sample_mix(64, 1.0, per_sample=True).lam.tolist())) == 64
@@ -161,10 +166,11 @@ def test_a_generator_is_the_only_randomness_used() -> None:
         return sample_mix(16, 1.0, per_sample=True, p=0.5, generator=generator)
 
     state = torch.get_rng_state()
-    first = draw()
+    first, lam = draw(), sample_beta(1.0, (4,), generator=torch.Generator().manual_seed(3))
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(99)
     assert equal(first, draw())
+    assert torch.equal(lam, sample_beta(1.0, (4,), generator=torch.Generator().manual_seed(3)))
 
 
 def test_draws_are_float32_whatever_the_default_dtype() -> None:
@@ -172,6 +178,7 @@ def test_draws_are_float32_whatever_the_default_dtype() -> None:
     try:
         assert sample_mix(4, p=0.5).lam.dtype == torch.float32
         assert sample_beta(1.0, (2,)).dtype == torch.float32
+        assert sample_beta(1.0, (2,), generator=torch.Generator()).dtype == torch.float32
     finally:
         torch.set_default_dtype(torch.float32)
 
@@ -179,6 +186,14 @@ def test_draws_are_float32_whatever_the_default_dtype() -> None:
 def test_draws_are_made_on_the_device_asked_for(device: str) -> None:
     mix = sample_mix(4, p=0.5, device=device)
     assert mix.lam.device.type == mix.index.device.type == device
+    generator = torch.Generator(device).manual_seed(0)
+    assert sample_mix(4, p=0.5, device=device, generator=generator).index.device.type == device
+
+
+def test_nothing_is_drawn_on_another_device() -> None:
+    for per_sample in (False, True):
+        mix = sample_mix(4, p=0.5, per_sample=per_sample, device="meta")
+        assert mix.lam.device.type == mix.index.device.type == "meta"
     assert sample_beta(1.0, (2,), device="meta").device.type == "meta"
 
 

@@ -1,0 +1,120 @@
+"""More than one process: gradients equal those of the joined batch, and a killed run resumes to the same bits."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+from torch.multiprocessing.spawn import spawn
+from torch.nn.parallel import DistributedDataParallel
+
+from mixup_nn import Mix, MixUp, MixUpCriterion
+from mixup_nn.functional import mixup, mixup_cross_entropy
+
+SCRIPT = Path(__file__).parent.parent / "examples" / "train_distributed.py"
+RANKS, SIZE = 2, 5
+LAST = "epoch-5"
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return int(server.getsockname()[1])
+
+
+def batch_of(rank: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(rank)
+    return torch.randn(SIZE, 4, generator=generator), torch.randint(3, (SIZE,), generator=generator)
+
+
+def make_net() -> nn.Linear:
+    torch.manual_seed(0)
+    return nn.Linear(4, 3)
+
+
+def train_one_step(rank: int, folder: str) -> None:
+    module, net = MixUp(1.0), make_net()
+    model = DistributedDataParallel(nn.Sequential(module, net))
+    torch.manual_seed(rank)
+    input, target = batch_of(rank)
+    MixUpCriterion(nn.CrossEntropyLoss(), module)(model(input), target).backward()
+    assert module.last_mix is not None
+    torch.save((module.last_mix.lam, module.last_mix.index, net.weight.grad), f"{folder}/{rank}")
+
+
+def run_rank(rank: int, port: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=RANKS)
+    train_one_step(rank, folder)
+    dist.barrier()
+    dist.destroy_process_group()  # only now: a model that outlives its group can wait for the other rank for ever
+
+
+def test_gradients_are_those_of_one_process_on_the_joined_batch(tmp_path: Path) -> None:
+    spawn(run_rank, (free_port(), str(tmp_path)), nprocs=RANKS)
+    results = [torch.load(tmp_path / str(rank)) for rank in range(RANKS)]
+    lams, indices, gradients = zip(*results, strict=True)
+    assert lams[0] != lams[1]
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+    joined = Mix(
+        torch.cat([lam.expand(SIZE) for lam in lams]),
+        torch.cat([index + rank * SIZE for rank, index in enumerate(indices)]),
+    )
+    input, target = (torch.cat(parts) for parts in zip(*map(batch_of, range(RANKS)), strict=True))
+    net = make_net()
+    mixup_cross_entropy(net(mixup(input, joined)), target, joined).backward()
+    torch.testing.assert_close(gradients[0], net.weight.grad)
+
+
+def start(checkpoints: Path, *options: str) -> subprocess.Popen[str]:
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        f"--nproc-per-node={RANKS}",
+        f"--master-port={free_port()}",
+    ]
+    return subprocess.Popen(
+        [*command, str(SCRIPT), "--epochs=5", "--batch-size=50", f"--checkpoints={checkpoints}", *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def weights(checkpoints: Path) -> dict[str, Tensor]:
+    dcp_to_torch_save(checkpoints / LAST, checkpoints / "weights.pt")
+    state: dict[str, Tensor] = torch.load(checkpoints / "weights.pt", weights_only=False)["model"]
+    return state
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # torch's own, on reading a checkpoint of many ranks in one process
+@pytest.mark.parametrize("options", ((), ("--fsdp",)), ids=("ddp", "fsdp"))
+def test_a_killed_run_resumes_to_the_same_bits(options: tuple[str, ...], tmp_path: Path) -> None:
+    killed = start(tmp_path / "killed", *options)
+    while killed.poll() is None and not (tmp_path / "killed" / "epoch-1").exists():
+        time.sleep(0.01)
+    for process in (*psutil.Process(killed.pid).children(recursive=True), killed):
+        process.kill()
+    killed.communicate()
+    assert not (tmp_path / "killed" / LAST).exists()
+
+    for name in ("killed", "whole"):
+        run = start(tmp_path / name, *options)
+        output, _ = run.communicate(timeout=120)
+        assert run.returncode == 0, output
+        assert ("epoch 1:" in output) == (name == "whole")
+    resumed, whole = weights(tmp_path / "killed"), weights(tmp_path / "whole")
+    assert resumed.keys() == whole.keys()
+    assert all(torch.equal(resumed[name], whole[name]) for name in whole)
