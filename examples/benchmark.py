@@ -1,7 +1,7 @@
 """Measures what MixUp costs on your machine, as ratios that hold on a busy one.
 
     python examples/benchmark.py            # about 8 minutes on two CPU cores
-    python examples/benchmark.py --quick    # under a minute: tiny sizes, only to see that the script runs
+    python examples/benchmark.py --quick    # under a minute: tiny sizes, which show that the script runs and no more
 
 Five questions: how far mixing a batch is from copying it (``x.clone()``, the memory's limit), and where other libraries
 are; what the loss costs next to the plain one, in time and memory; what a training step costs; what ``torch.compile``
