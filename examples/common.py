@@ -20,6 +20,8 @@ from matplotlib.figure import Figure
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
+from mixup_nn import MixUp, MixUpCriterion
+
 GREY, BLUE = "#7b818b", "#2f6fde"  # the two runs of every comparison: without and with MixUp
 
 
@@ -38,7 +40,7 @@ class Scores(NamedTuple):
     calibration_error: float
 
 
-Runs = dict[str, dict[str, list[list[Scores]]]]  # setting, training (without and with MixUp), seed, epoch
+Runs = dict[str, dict[str, list[list[Scores]]]]  # setting, training (the first without MixUp), seed, epoch
 
 
 def example_parser(doc: str | None, *, alpha: float, epochs: int, batch_size: int) -> argparse.ArgumentParser:
@@ -128,14 +130,29 @@ def fit(
         yield epoch
 
 
+def fitted(
+    network: nn.Module, loss: nn.Module, train: Samples, alpha: float, *, lr: float, seed: int, args: argparse.Namespace
+) -> nn.Module:
+    """The whole of one run, by the options of the example: ``network`` trained with MixUp of the input."""
+    mixup = MixUp(alpha)
+    model = nn.Sequential(mixup, network).to(args.device)
+    criterion = MixUpCriterion(loss, mixup)
+    for _ in fit(model, criterion, train, args.epochs, args.batch_size, lr=lr, seed=seed, compile=args.compile):
+        pass
+    return model
+
+
 @torch.no_grad()
-def evaluate(model: nn.Module, test: Samples, bins: int = 15) -> Scores:
+def evaluate(model: nn.Module, test: Samples, bins: int = 15, ignore_index: int = -100) -> Scores:
     """Accuracy, mean negative log-likelihood and expected calibration error, of samples or of their pixels.
+
+    A target of ``ignore_index`` counts for nothing, as in cross entropy.
 
     The calibration error is the mean distance of confidence to accuracy, over bins of equal width in confidence.
     """
     logits = rearrange(model.eval()(test.input), "b classes ... -> (b ...) classes")
     target = test.target.flatten()
+    logits, target = logits[target != ignore_index], target[target != ignore_index]
     confidence, predicted = logits.softmax(1).max(1)
     correct = (predicted == target).float()
     which = (confidence * bins).long().clamp(max=bins - 1)
@@ -179,11 +196,13 @@ def report(runs: Runs) -> str:
     for setting, trainings in runs.items():
         last = {name: list(zip(*(run[-1] for run in seeds), strict=True)) for name, seeds in trainings.items()}
         rows += [[setting, name, *map(mean_and_spread, scores)] for name, scores in last.items()]
-        words = [
-            f"{metric} {verdict(without, with_mixup, higher_is_better=metric == 'accuracy')}"
-            for metric, without, with_mixup in zip(metrics, *last.values(), strict=True)
-        ]
-        findings.append(f"MixUp on {setting}: {', '.join(words)}.")
+        without, *others = last  # each is compared to the first
+        for name in others:
+            words = [
+                f"{metric} {verdict(*pair, higher_is_better=metric == 'accuracy')}"
+                for metric, *pair in zip(metrics, last[without], last[name], strict=True)
+            ]
+            findings.append(f"{setting}, {name}: {', '.join(words)}.")
     scores = "Test scores after the last epoch, mean ± standard deviation over the seeds:"
     rule = "In words, where a difference counts if it exceeds both deviations together:"
     return "\n".join(["", scores, "", table(["", "", *metrics], rows), "", rule, *findings])
