@@ -57,8 +57,8 @@ def mixup(input: Tensor, mix: Mix) -> Tensor:
         raise TypeError(
             f"mixup: expected a floating-point input, got {input.dtype}; convert it first, as in input.float()"
         )
-    # In place on the gathered copy: one pass and one allocation less than torch.lerp(input[index], input, lam).
-    return input[mix.index].lerp_(input, _align(mix.lam, input.ndim).to(input.dtype))
+    # In place on the gathered copy: one pass and one allocation less than torch.lerp(partner, input, lam).
+    return _gather(input, mix.index).lerp_(input, _align(mix.lam, input.ndim).to(input.dtype))
 
 
 def mix_targets(target: Tensor, mix: Mix, num_classes: int | None = None) -> Tensor:
@@ -311,6 +311,15 @@ def _check(owner: str, name: str, value: Tensor, mix: Mix) -> None:
             f"{owner}: expected {name} to have the batch size of the mix, {mix.index.shape[0]}, got {value.shape[0]}; "
             "a mix fits the batch that it was drawn for, with the batch as first dimension"
         )
+
+
+def _gather(input: Tensor, index: Tensor) -> Tensor:
+    """``input[index]``, where the layout allows it by ``index_select``, which copies samples, not single elements."""
+    if input.is_contiguous():
+        return input.index_select(0, index)
+    if input.ndim > 2 and input.movedim(1, -1).is_contiguous():  # channels_last, which index_select does not keep
+        return input.movedim(1, -1).index_select(0, index).movedim(-1, 1)
+    return input[index]
 
 
 def _align(vector: Tensor, ndim: int) -> Tensor:

@@ -53,7 +53,7 @@ def sample_beta(
 
     .. math::
         t = \sqrt{u^{-1/\alpha} - 1}\, \cos 2 \pi v, \qquad
-        \lambda = \frac12 + \frac{t}{2 \sqrt{1 + t^2}}
+        \lambda = \frac12 + \frac{t}{2 \sqrt{1 + t^2}} = \mathrm{sigmoid}(2\, \mathrm{asinh}\, t)
 
     Here :math:`\sqrt{2 \alpha}\, t` follows Student's t distribution with :math:`2 \alpha` degrees of freedom,
     which this map takes to the symmetric Beta.
@@ -157,10 +157,7 @@ def _beta(
 ) -> Tensor:
     u, v = _rand((2, *shape), device, generator)
     t = torch.expm1(torch.log1p(-u) / -alpha).sqrt() * torch.cos(2 * math.pi * v)
-    hypotenuse = torch.sqrt(1 + t * t)
-    # The smaller of lam and 1 - lam, without the cancellation of 1/2 - |t| / (2 hypotenuse); 0 where t overflows.
-    small = 0.5 / (hypotenuse * (hypotenuse + t.abs()))
-    return torch.where(t < 0, small, 1 - small)
+    return torch.sigmoid(2 * torch.asinh(t))  # 1/2 + t / (2 sqrt(1 + t^2)), without its cancellation near 0
 
 
 def _rand(shape: tuple[int, ...], device: torch.device | str | None, generator: torch.Generator | None) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 import pytest
@@ -233,7 +234,7 @@ def test_train_and_eval_settle_at_one_graph_each() -> None:
 @pytest.mark.parametrize("per_sample", (False, True), ids=("per_batch", "per_sample"))
 def test_a_schedule_costs_at_most_one_more_graph(name: str, values: tuple[float, ...], per_sample: bool) -> None:
     module = MixUp(8.0, per_sample=per_sample)
-    step, input = Counted(module, "inductor"), torch.randn(6, 3)
+    step, input = Counted(module), torch.randn(6, 3)
     for value in values:
         setattr(module, name, value)
         assert step.graphs_after(input) <= 2
@@ -241,6 +242,15 @@ def test_a_schedule_costs_at_most_one_more_graph(name: str, values: tuple[float,
             assert torch.equal(step.function(input), input)
         elif (name, value) != ("p", value):
             assert not torch.equal(step.function(input), input)
+
+
+def test_inductor_takes_every_alpha_and_p_in_the_same_graphs() -> None:
+    module = MixUp(8.0)
+    step, input = Counted(module, "inductor"), torch.randn(6, 3)
+    for alpha, p in ((8.0, 1.0), (1.0, 0.5), (0.5, 0.0), (0, 1), (2.0, 1.0)):
+        module.alpha, module.p = alpha, p
+        assert step.graphs_after(input) <= 3  # one more for alpha, one for p
+        assert torch.equal(step.function(input), input) == (0 in (alpha, p))
 
 
 # Kernels
@@ -275,13 +285,17 @@ def test_elementwise_work_around_a_drawing_module_adds_no_kernel(per_sample: boo
     assert kernels(lambda input: F.relu(module(normalize(input))), input) == kernels(module, input)
 
 
+@cache
+def kernels_of_the_plain_loss(name: str) -> int:
+    return kernels(LOSSES[name](), torch.randn(64, CLASSES), torch.randint(CLASSES, (64,)))
+
+
 @pytest.mark.parametrize("per_sample", (False, True), ids=("per_batch", "per_sample"))
 @pytest.mark.parametrize("name", ("cross_entropy", "weighted", "smoothed", "none"))
 def test_criterion_has_no_more_kernels_than_the_plain_loss(name: str, per_sample: bool) -> None:
-    loss = LOSSES[name]()
     input, target = torch.randn(64, CLASSES), torch.randint(CLASSES, (64,))
     mix = sample_mix(64, per_sample=per_sample)
-    assert kernels(MixUpCriterion(loss), input, target, mix) <= kernels(loss, input, target)
+    assert kernels(MixUpCriterion(LOSSES[name]()), input, target, mix) <= kernels_of_the_plain_loss(name)
 
 
 # Export
