@@ -57,7 +57,7 @@ def main() -> None:
     train, test = load_digits(args.device)
 
     ways = {"without MixUp": (0.0, 1), "MixUp of the input": (args.alpha, 1), "manifold mixup": (args.alpha, 3)}
-    setting = f"{args.noise:.0%} random labels"
+    setting = f"{args.noise:.0%} random labels" if args.noise else "clean labels"
     runs: Runs = {setting: {name: [] for name in ways}}
     for seed, (name, (alpha, depth)) in tqdm(list(product(range(args.seeds), ways.items())), unit="run"):
         noisy = train._replace(target=redraw(train.target, args.noise, seed))

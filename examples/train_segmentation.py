@@ -7,6 +7,8 @@ The pictures are drawn here: a disc and a square of random size, place and brigh
 draw to the pixel. ``nn.CrossEntropyLoss(ignore_index=IGNORE)`` is all that MixUp needs to know: where one picture of a
 mixture is ignored the other one counts, and the mean is over what counts.
 
+So small a network on so simple shapes learns nothing by heart, and MixUp gains nothing here: what this shows is how.
+
 Prints the test scores of the pixels that are not ignored, after the last epoch.
 """
 
@@ -54,16 +56,16 @@ def small_segmenter(width: int = 24) -> nn.Module:
 
 def main() -> None:
     """Train every pair of runs, then print what came of them."""
-    args = example_parser(__doc__, alpha=0.4, epochs=20, batch_size=20).parse_args()
+    args = example_parser(__doc__, alpha=0.4, epochs=30, batch_size=10).parse_args()
     torch.set_num_threads(1)  # so small a net gains nothing from more
-    train, test = draw_shapes(100, 0, args.device), draw_shapes(200, 1, args.device)
+    train, test = draw_shapes(50, 0, args.device), draw_shapes(200, 1, args.device)
 
     alphas = {"without MixUp": 0.0, "with MixUp": args.alpha}
     runs: Runs = {"shapes": {name: [] for name in alphas}}
     for seed, (name, alpha) in tqdm(list(product(range(args.seeds), alphas.items())), unit="run"):
         torch.manual_seed(seed)
         loss = nn.CrossEntropyLoss(ignore_index=IGNORE)
-        model = fitted(small_segmenter(), loss, train, alpha, lr=5e-3, seed=seed, args=args)
+        model = fitted(small_segmenter(), loss, train, alpha, lr=3e-3, seed=seed, args=args)
         runs["shapes"][name].append([evaluate(model, test, ignore_index=IGNORE)])
     print(report(runs))
 
