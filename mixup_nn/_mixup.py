@@ -35,7 +35,8 @@ class MixUp(nn.Module):
 
     Attributes:
         last_mix: the :class:`Mix` of the latest training call that drew one, or None. An outlet: never read by the
-            module itself, never copied or pickled with it.
+            module itself, never copied or pickled with it. A model that mixes with a draw of its own may set it, for
+            the criterion to follow.
 
     Shape:
         - input: ``(B, *)``, any floating dtype.
