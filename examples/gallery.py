@@ -1,12 +1,13 @@
 """Pictures of what MixUp draws, what it makes of a decision surface, and what it makes of a batch.
 
-    python examples/gallery.py           # under half a minute on two CPU cores
+    python examples/gallery.py           # about a quarter of a minute on two CPU cores
     python examples/gallery.py --quick   # a few seconds: shorter training, coarser pictures
 
 Writes three pictures: gallery_density.png, the density of Beta(alpha, alpha) over draws of ``sample_beta``;
 gallery_moons.png, the decision surface of a small network on two noisy moons without and with MixUp; and
 gallery_batch.png, a mixed batch of digits by :func:`show_batch`, which shows any batch of pictures and its mix.
-Prints the test scores of the two moons.
+Prints the test scores of the two moons. They are those of one training set: over four of them accuracy gained between
+-1 and 5 points, 1.5 on average as here.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ from mixup_nn.sampling import sample_beta, sample_mix
 RED, INK = "#e8543a", "#22262c"
 POINTS = "#1b4aa8", "#b93218"  # darker than the surface below them
 ALPHAS = 0.2, 0.5, 1.0, 2.0, 8.0
-SURFACE = LinearSegmentedColormap.from_list("surface", ("#74a0ee", "#b9cff7", "#fbfaf8", "#f8c6ba", "#f0907d"))
+SURFACE = LinearSegmentedColormap.from_list(
+    "surface", ("#74a0ee", "#b9cff7", "#fbfaf8", "#f8c6ba", "#f0907d"), N=120
+)  # few enough colors for a small file
 
 
 def beta_density(lam: np.ndarray, alpha: float) -> np.ndarray:
@@ -83,7 +86,7 @@ def draw_surfaces(models: dict[str, nn.Module], train: Samples, test: Samples, r
     figure = Figure(figsize=(10, 4.1))
     axes = figure.subplots(1, len(models))
     figure.subplots_adjust(left=0.012, right=0.988, top=0.88, bottom=0.025, wspace=0.03)
-    x, y = torch.linspace(-1.85, 2.75, resolution), torch.linspace(-1.45, 1.85, resolution)
+    x, y = torch.linspace(-1.85, 2.75, resolution), torch.linspace(-1.6, 1.9, resolution)
     plane = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)
     for axis, (name, model) in zip(axes, models.items(), strict=True):
         probability = model(rearrange(plane, "h w xy -> (h w) xy")).softmax(1)[:, 1]
@@ -139,12 +142,12 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)  # so small a net gains nothing from more
     set_plot_style()
-    mpl.rcParams["axes.grid"] = False
+    mpl.rcParams.update({"axes.grid": False, "image.interpolation_stage": "data"})
 
     torch.manual_seed(0)
     save(draw_density(2_000 if args.quick else 20_000), args.out / "gallery_density.png")
 
-    train, test = moons(150, 0), moons(2000, 1)
+    train, test = moons(150, 2), moons(2000, 1)
     epochs = 5 if args.quick else 500
     models = {f"{name} MixUp": train_moons(alpha, train, epochs) for name, alpha in (("without", 0.0), ("with", 1.0))}
     save(draw_surfaces(models, train, test, 50 if args.quick else 300), args.out / "gallery_moons.png")
