@@ -39,6 +39,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import torch
+from common import table
 from einops.layers.torch import Reduce
 from matplotlib import pyplot as plt
 from torch import Tensor, nn
@@ -152,12 +153,9 @@ def ms(seconds: np.ndarray) -> float:
     return 1000 * float(np.median(seconds))
 
 
-def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str] = ()) -> str:
-    """Aligned text that is a Markdown table too."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    lines = [header, ["-" * width for width in widths], *rows]
-    body = ["| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in lines]
-    return "\n".join(["", title, "", *body, *([""] if notes else []), *notes])
+def section(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str] = ()) -> str:
+    """A table with what stands above and below it."""
+    return "\n".join(["", title, "", table(header, rows), *([""] if notes else []), *notes])
 
 
 def load_peer(name: str) -> Mixer:
@@ -218,7 +216,7 @@ def mixing(bench: Bench) -> str:
         cells = [bench.ratio(case, name, times, "clone") if name in calls else "-" for name in columns]
         rows.append([*label, f"{ms(times['clone']):.3f}", *cells])
     header = ["shape", "dtype", "format", "clone, ms", "MixUp", "MixUp, compiled", *peers]
-    return table("Mixing a batch: time over x.clone()", header, rows, notes)
+    return section("Mixing a batch: time over x.clone()", header, rows, notes)
 
 
 def loss_variants() -> dict[str, Loss]:
@@ -274,8 +272,8 @@ def loss(bench: Bench) -> str:
         cells = [f"{peaks[name] / peaks[plain]:.2f}" for name in others]
         peak.append([str(size), mode, f"{peaks[plain] / 2**20:.1f}", *cells])
     title = "Cross entropy, forward and backward: time over the plain loss on class indices"
-    text = table(title, ["logits", "mode", "plain, ms", *others], speed)
-    return text + "\n" + table("The same: peak memory", ["logits", "mode", "plain, MiB", *others], peak, notes)
+    text = section(title, ["logits", "mode", "plain, ms", *others], speed)
+    return text + "\n" + section("The same: peak memory", ["logits", "mode", "plain, MiB", *others], peak, notes)
 
 
 def build(model: str, sizes: Sizes, *mixup: nn.Module) -> nn.Module:
@@ -341,9 +339,9 @@ def training(bench: Bench) -> str:
             cells = [bench.ratio(case, variant, times, "plain") for variant in ("MixUp", "plain again")]
             steps.append([f"{model} {tuple(plain.x.shape)}", mode, f"{ms(times['plain']):.1f}", *cells])
     title = "A training step (forward, loss, backward, AdamW): time over the step without MixUp"
-    text = table(title, ["model", "mode", "plain, ms", "with MixUp", "plain again: the noise"], steps)
+    text = section(title, ["model", "mode", "plain, ms", "with MixUp", "plain again: the noise"], steps)
     header = ["model", "graphs", "kernels", "seconds to compile, caches empty"]
-    return text + "\n" + table("Compiling that step: without -> with MixUp", header, compilations)
+    return text + "\n" + section("Compiling that step: without -> with MixUp", header, compilations)
 
 
 def growth(bench: Bench, out: Path) -> str:
@@ -380,7 +378,7 @@ def growth(bench: Bench, out: Path) -> str:
     out.mkdir(parents=True, exist_ok=True)
     figure.savefig(out / "benchmark.png", dpi=150)
     title = f"Growth: the exponent of time over size, in its larger half ({out / 'benchmark.png'})"
-    return table(title, ["measure", "variant", "slope"], rows)
+    return section(title, ["measure", "variant", "slope"], rows)
 
 
 def environment(device: torch.device) -> dict[str, str]:

@@ -231,6 +231,56 @@ def test_nothing_of_the_users_is_modified(mix: Mix, interpolate_loss: bool | Non
     assert criterion.loss is loss
 
 
+# What to report of training
+
+
+def accuracy(output: Tensor, target: Tensor) -> Tensor:
+    return (output.argmax(1) == target).float()
+
+
+@both_lams
+def test_the_accuracy_of_a_mixed_batch_is_the_weight_of_the_class_predicted(mix: Mix) -> None:
+    output = F.one_hot(torch.tensor([0, 0, 1, 1]), 3).float()  # its own, its partner's, its partner's, neither's
+    lam = mix.lam.expand(4).tolist()
+    expected = torch.tensor([lam[0], 1 - lam[1], 1 - lam[2], 0.0])
+    torch.testing.assert_close(MixUpCriterion(accuracy)(output, INDICES, mix), expected)
+    assert MixUpCriterion(accuracy)(output, INDICES).tolist() == [1.0, 0.0, 0.0, 0.0]  # the plain one without a mix
+
+
+def test_the_loss_of_a_perfect_model_is_the_entropy_of_the_mixture_and_0_in_eval() -> None:
+    module, criterion = linked()
+    module(INPUT)
+    assert module.last_mix is not None
+    dense = mix_targets(INDICES, module.last_mix, 3)
+    entropy = -(dense * dense.clamp_min(1e-12).log()).sum(1).mean()
+    assert entropy > 0
+    perfect = dense.clamp_min(1e-12).log().requires_grad_()
+    loss = criterion(perfect, INDICES)
+    torch.testing.assert_close(loss, entropy)
+    torch.testing.assert_close(torch.autograd.grad(loss, perfect)[0], torch.zeros(4, 3), atol=1e-6, rtol=0)
+    module.eval()
+    assert criterion(1e3 * F.one_hot(INDICES, 3).float(), INDICES) == 0
+
+
+# Gradients
+
+
+@both_lams
+@pytest.mark.parametrize("interpolate_loss", (True, False))
+@pytest.mark.parametrize("loss", (nn.CrossEntropyLoss(), nn.BCEWithLogitsLoss(), nn.MSELoss()))
+def test_gradients_to_second_order_through_mix_and_criterion(loss: nn.Module, interpolate_loss: bool, mix: Mix) -> None:
+    input, target = torch.randn(4, 3, dtype=torch.float64, requires_grad=True), DENSE.double()
+    criterion, mix = MixUpCriterion(loss, interpolate_loss=interpolate_loss), Mix(mix.lam.double(), mix.index)
+    targets = INDICES if isinstance(loss, nn.CrossEntropyLoss) else target
+
+    def step(input: Tensor) -> Tensor:
+        output: Tensor = criterion(MixUp()(input, mix).square(), targets, mix)
+        return output
+
+    assert torch.autograd.gradcheck(step, input)
+    assert torch.autograd.gradgradcheck(step, input)
+
+
 # Errors
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import mixup_nn.functional as cf
 from mixup_nn import Mix
@@ -102,6 +105,15 @@ def test_the_largest_finite_values_do_not_overflow(dtype: torch.dtype) -> None:
     largest = torch.finfo(dtype).max
     input = torch.tensor([largest, largest, -largest, 0.0], dtype=dtype)
     assert mixup(input, Mix(torch.tensor(0.5), torch.tensor([1, 3, 3, 0]))).isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float32, torch.float64))
+def test_sources_farther_apart_than_the_largest_number_are_the_documented_exception(dtype: torch.dtype) -> None:
+    largest = torch.finfo(dtype).max
+    mix = Mix(torch.tensor(0.5), torch.tensor([1, 0]))
+    for gap, finite in ((largest, True), (1.1 * largest, False)):
+        output = mixup(torch.tensor([gap / 2, -gap / 2], dtype=dtype), mix)
+        assert output.isfinite().tolist() == [finite, finite]
 
 
 def test_float16_spans_its_whole_range() -> None:
@@ -298,6 +310,43 @@ def test_the_loss_keeps_its_dtype(mix: Mix) -> None:
     input, target = torch.randn(4, 3).bfloat16(), torch.rand(4, 3).bfloat16()
     assert mixup_loss(nn.MSELoss(), input, target, mix).dtype == torch.bfloat16
     assert mixup_cross_entropy(input, torch.tensor([0, 1, 2, 0]), mix).dtype == torch.bfloat16
+
+
+class Operations(TorchDispatchMode):
+    """Notes each operation of torch, and the largest tensor that it made."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.made: list[tuple[str, int]] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        output = func(*args, **(kwargs or {}))
+        sizes = [value.numel() for value in tree_leaves(output) if isinstance(value, Tensor)]
+        self.made.append((func.overloadpacket.__name__, max(sizes, default=0)))
+        return output
+
+
+@both_lams
+@pytest.mark.parametrize("label_smoothing", (0.0, 0.1))
+@pytest.mark.parametrize("reduction", ("mean", "sum", "none"))
+def test_class_indices_cost_one_log_softmax_and_no_dense_target(
+    mix: Mix, label_smoothing: float, reduction: str
+) -> None:
+    input, target = torch.randn(4, 50), torch.tensor([0, 1, 2, 0])
+    with Operations() as operations:
+        mixup_cross_entropy(input, target, mix, reduction=reduction, label_smoothing=label_smoothing)
+    assert [name for name, size in operations.made if size >= input.numel()] == ["_log_softmax"]
+
+
+@both_lams
+def test_a_mixed_padding_mask_is_the_union_where_anything_was_mixed(mix: Mix) -> None:
+    valid = torch.arange(5) < torch.tensor([5, 1, 3, 2])[:, None]
+    union = valid | valid[mix.index]
+    if mix.lam.ndim:  # lam is 1 for sample 2, which keeps its own mask, and 0 for sample 3, which takes its partner's
+        union[2], union[3] = valid[2], valid[mix.index[3]]
+    assert torch.equal(mixup(valid.float(), mix) > 0, union)
 
 
 def test_a_scalar_lam_interpolates_the_loss_as_it_reduces_itself() -> None:

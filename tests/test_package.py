@@ -60,6 +60,15 @@ def test_every_code_block_of_the_readme_runs_and_prints_what_it_says(capsys: pyt
     assert printed[: len(claimed)] == claimed
 
 
+def test_every_test_that_the_guide_names_exists() -> None:
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "tests" / "README.md").read_text()))
+    defined = {
+        name for path in (ROOT / "tests").glob("*.py") for name in re.findall(r"def (test_\w+)", path.read_text())
+    }
+    assert named
+    assert named <= defined
+
+
 @pytest.mark.filterwarnings("default")  # the trainers' own
 def test_every_trainer_of_the_trainers_page_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -76,10 +76,19 @@ def test_successive_draws_and_samples_of_a_batch_are_independent() -> None:
     assert correlation.abs().max() < 4.5 / math.sqrt(len(lam))
 
 
-def test_lam_is_independent_of_the_partners() -> None:
-    draws = [sample_mix(3, 1.0, per_sample=True) for _ in range(5000)]
+def test_the_partners_of_successive_draws_are_independent() -> None:
+    counts = np.zeros((3, 3))
+    for _ in range(3000):
+        first, second = (int(sample_mix(4).index[0]) for _ in range(2))
+        counts[first - 1, second - 1] += 1
+    assert_uniform(counts)
+
+
+@pytest.mark.parametrize("per_sample", (False, True))
+def test_lam_is_independent_of_the_partners(per_sample: bool) -> None:
+    draws = [sample_mix(3, 1.0, per_sample=per_sample) for _ in range(5000)]
     forward = np.array([int(index[0]) == 1 for _, index in draws])
-    lam = np.array([lam.tolist() for lam, _ in draws])
+    lam = np.array([lam.view(-1).tolist() for lam, _ in draws])
     for column in lam.T:
         assert stats.ks_2samp(column[forward], column[~forward]).pvalue > LEVEL
 
