@@ -232,8 +232,7 @@ def mixup_cross_entropy(
         )
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"mixup_cross_entropy: expected label_smoothing in [0, 1], got {label_smoothing}")
-    device = input.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+    if not input.is_meta and torch.is_autocast_enabled(input.device.type):
         input = input.to(torch.promote_types(input.dtype, torch.float32))  # as torch's own; log_softmax does not on CPU
     log_probs = F.log_softmax(input, 1)
     return _mixup_nll(log_probs, target, mix, weight, ignore_index, reduction, label_smoothing)

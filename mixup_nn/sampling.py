@@ -12,6 +12,8 @@ from torch import Tensor
 
 __all__ = ["Mix", "sample_beta", "sample_mix"]
 
+SMALLEST, LARGEST = sys.float_info.min, sys.float_info.max  # named here, since older compilers cannot trace float_info
+
 
 class Mix(NamedTuple):
     r"""One draw of MixUp: who each sample is mixed with, and how much of it stays.
@@ -83,7 +85,7 @@ def sample_beta(
         R. W. Bailey, *Polar generation of random variates with the t-distribution*, Mathematics of Computation
         62 (1994).
     """
-    check_number("sample_beta", "alpha", alpha, sys.float_info.min, sys.float_info.max, "a finite number > 0")
+    check_number("sample_beta", "alpha", alpha, SMALLEST, LARGEST, "a finite number > 0")
     return _beta(alpha, shape, device, generator)
 
 
@@ -124,9 +126,10 @@ def sample_mix(
     check_p("sample_mix", p)
     shape = (batch_size,) if per_sample else ()
     lam = _beta(alpha, shape, device, generator)
-    # A compiled graph always has the gate, and sym_float puts alpha > 0 into it, so that no value asks for a new graph.
+    # A compiled graph always has the gate, and compares tensors only: a branch on a number asks for one more graph.
     if torch.compiler.is_compiling() or alpha == 0 or p < 1:
-        lam = torch.where(_rand(shape, device, generator) < p * torch.sym_float(alpha > 0), lam, 1)
+        mixes = (_rand(shape, device, generator) < p) & (torch.zeros_like(lam) < alpha)
+        lam = torch.where(mixes, lam, 1)
     # argsort(rand) rather than randperm, whose use as an index crashes Inductor in torch 2.13 (pytorch#183988).
     order = _rand((batch_size,), device, generator).argsort()
     # Walk the samples in random order; the partner of each is the next on the walk, and the last meets the first.
@@ -144,7 +147,7 @@ def check_number(owner: str, name: str, value: float, low: float, high: float, m
 
 def check_alpha(owner: str, alpha: float) -> None:
     """Raise, in the name of ``owner``, unless ``alpha`` is a parameter of the Beta distribution, or 0."""
-    check_number(owner, "alpha", alpha, 0, sys.float_info.max, "a finite number >= 0")
+    check_number(owner, "alpha", alpha, 0, LARGEST, "a finite number >= 0")
 
 
 def check_p(owner: str, p: float) -> None:
