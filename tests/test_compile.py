@@ -119,6 +119,8 @@ LOSSES: dict[str, Callable[[], nn.Module]] = {
 @pytest.mark.parametrize("per_sample", (False, True), ids=("per_batch", "per_sample"))
 @pytest.mark.parametrize("indices", (False, True), ids=("dense", "indices"))
 def test_criterion_equals_eager_for_every_kind_of_loss(indices: bool, per_sample: bool) -> None:
+    if per_sample and not indices and torch.__version__ < "2.12":
+        pytest.skip("before torch 2.12 Dynamo does not trace the copy of a loss that is taken without reduction")
     losses = [make() for make in LOSSES.values()]
     losses = [loss for loss in losses if isinstance(loss, (nn.CrossEntropyLoss, nn.NLLLoss)) == indices]
     dense = losses[:2] if indices else losses  # torch takes no dense targets with ignore_index >= 0 or NLLLoss
@@ -294,6 +296,8 @@ def kernels_of_the_plain_loss(name: str) -> int:
 @pytest.mark.parametrize("per_sample", (False, True), ids=("per_batch", "per_sample"))
 @pytest.mark.parametrize("name", ("cross_entropy", "weighted", "smoothed", "none"))
 def test_criterion_has_no_more_kernels_than_the_plain_loss(name: str, per_sample: bool) -> None:
+    if name in ("weighted", "smoothed") and torch.__version__ < "2.13":
+        pytest.skip("before torch 2.13 the mean over mixed class weights takes a kernel more than torch's own")
     input, target = torch.randn(64, CLASSES), torch.randint(CLASSES, (64,))
     mix = sample_mix(64, per_sample=per_sample)
     assert kernels(MixUpCriterion(LOSSES[name]()), input, target, mix) <= kernels_of_the_plain_loss(name)
@@ -311,6 +315,7 @@ def test_export_of_the_eval_model_is_the_model_without_it(strict: bool) -> None:
     torch.testing.assert_close(exported(input), net(input))
 
 
+@pytest.mark.skipif(torch.__version__ < "2.10", reason="before torch 2.10 export does not put last_mix back")
 @pytest.mark.filterwarnings("ignore:While compiling, we found certain side effects:UserWarning")  # last_mix, not kept
 @pytest.mark.filterwarnings("ignore:The tensor attributes self.0.last_mix:UserWarning")  # torch puts them back
 @pytest.mark.parametrize("drawn_before", (False, True))

@@ -296,8 +296,13 @@ def test_meta_and_fake_tensors_keep_their_shape() -> None:
     assert module.last_mix is not None
     assert module.last_mix.lam.is_meta
     assert module.last_mix.index.is_meta
-    with FakeTensorMode():
-        assert MixUp(per_sample=True, p=0.5)(torch.empty(4, 3)).shape == (4, 3)
+    criterion = MixUpCriterion(nn.CrossEntropyLoss(), module)
+    assert criterion(torch.empty(4, 3, device="meta"), torch.empty(4, device="meta").long()).shape == ()
+    with FakeTensorMode(), torch.autocast("cpu"):
+        module.per_sample, module.p = True, 0.5
+        assert module(torch.empty(4, 3)).shape == (4, 3)
+        loss = criterion(torch.empty(4, 3).bfloat16(), torch.empty(4).long())
+        assert (loss.shape, loss.dtype) == ((), torch.float32)
 
 
 def test_functional_transforms_see_through_it() -> None:
