@@ -12,8 +12,6 @@ from torch import Tensor
 
 __all__ = ["Mix", "sample_beta", "sample_mix"]
 
-SMALLEST, LARGEST = sys.float_info.min, sys.float_info.max  # named here, since older compilers cannot trace float_info
-
 
 class Mix(NamedTuple):
     r"""One draw of MixUp: who each sample is mixed with, and how much of it stays.
@@ -85,7 +83,7 @@ def sample_beta(
         R. W. Bailey, *Polar generation of random variates with the t-distribution*, Mathematics of Computation
         62 (1994).
     """
-    check_number("sample_beta", "alpha", alpha, SMALLEST, LARGEST, "a finite number > 0")
+    check_number("sample_beta", "alpha", alpha, sys.float_info.min, sys.float_info.max, "a finite number > 0")
     return _beta(alpha, shape, device, generator)
 
 
@@ -147,7 +145,7 @@ def check_number(owner: str, name: str, value: float, low: float, high: float, m
 
 def check_alpha(owner: str, alpha: float) -> None:
     """Raise, in the name of ``owner``, unless ``alpha`` is a parameter of the Beta distribution, or 0."""
-    check_number(owner, "alpha", alpha, 0, LARGEST, "a finite number >= 0")
+    check_number(owner, "alpha", alpha, 0, sys.float_info.max, "a finite number >= 0")
 
 
 def check_p(owner: str, p: float) -> None:
