@@ -151,19 +151,20 @@ def test_integer_targets_interpolate_the_loss_and_floating_ones_the_target(mix: 
 
 
 @both_lams
-def test_index_targets_become_dense_in_the_dtype_of_the_input(mix: Mix) -> None:
+def test_index_targets_become_dense_in_the_dtype_of_the_input_and_floating_ones_keep_theirs(mix: Mix) -> None:
     seen: list[Tensor] = []
 
     def loss(input: Tensor, target: Tensor) -> Tensor:
         seen.append(target)
-        return F.cross_entropy(input, target)
+        return input.sum()
 
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
-        MixUpCriterion(loss, interpolate_loss=False)(INPUT.to(dtype), INDICES, mix)
+        criterion = MixUpCriterion(loss, interpolate_loss=False)
+        criterion(INPUT.to(dtype), INDICES, mix)
         assert (seen[-1].shape, seen[-1].dtype) == ((4, 3), dtype)
-    torch.testing.assert_close(seen[1], mix_targets(INDICES, mix, 3))
-    MixUpCriterion(loss)(INPUT.double(), DENSE.double(), mix)
-    assert seen[-1].dtype == torch.float64  # floating targets keep theirs
+        torch.testing.assert_close(seen[-1], mix_targets(INDICES, mix, 3).to(dtype))
+        criterion(INPUT, DENSE.to(dtype), mix)
+        assert seen[-1].dtype == dtype
 
 
 @both_lams

@@ -26,6 +26,22 @@ PER_SAMPLE = Mix(torch.tensor([0.1, 0.6, 1.0, 0.0]), CYCLE)
 both_lams = pytest.mark.parametrize("mix", (SCALAR, PER_SAMPLE), ids=("per_batch", "per_sample"))
 
 
+class Operations(TorchDispatchMode):
+    """Notes each operation of torch, and the largest tensor that it made."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.made: list[tuple[str, int]] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        output = func(*args, **(kwargs or {}))
+        sizes = [value.numel() for value in tree_leaves(output) if isinstance(value, Tensor)]
+        self.made.append((func.overloadpacket.__name__, max(sizes, default=0)))
+        return output
+
+
 def test_the_weight_of_the_original_is_lam() -> None:
     output = mixup(torch.tensor([1.0, 2.0, 4.0, 8.0]), Mix(torch.tensor(0.75), CYCLE))
     assert output.tolist() == [0.75 * 1 + 0.25 * 4, 0.75 * 2 + 0.25 * 8, 0.75 * 4 + 0.25 * 2, 0.75 * 8 + 0.25 * 1]
@@ -51,6 +67,26 @@ def test_memory_format_and_dtype_are_kept(mix: Mix, format: torch.memory_format,
 def test_channels_last_3d_is_kept() -> None:
     input = torch.randn(4, 3, 2, 5, 6).to(memory_format=torch.channels_last_3d)
     assert mixup(input, SCALAR).is_contiguous(memory_format=torch.channels_last_3d)
+
+
+LAYOUTS: dict[str, tuple[Tensor, str]] = {
+    "contiguous": (torch.randn(4, 3, 5), "index_select"),
+    "channels_last_1d": (torch.randn(4, 5, 3).transpose(1, 2), "index_select"),
+    "channels_last": (torch.randn(4, 3, 5, 6).to(memory_format=torch.channels_last), "index_select"),
+    "channels_last_3d": (torch.randn(4, 3, 2, 5, 6).to(memory_format=torch.channels_last_3d), "index_select"),
+    "batch_last": (torch.randn(3, 5, 4).permute(2, 0, 1), "index"),
+    "strided": (torch.randn(4, 3, 10)[..., ::2], "index"),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_whole_samples_are_gathered_where_the_layout_allows_it(layout: str) -> None:
+    input, expected = LAYOUTS[layout]
+    with Operations() as operations:
+        output = mixup(input, SCALAR)
+    assert [name for name, _ in operations.made if name.startswith("index")] == [expected]
+    torch.testing.assert_close(output.double(), reference.mixed(input, SCALAR))
+    assert expected == "index" or output.stride() == input.stride()
 
 
 def test_works_on_the_device_of_the_input(device: str) -> None:
@@ -195,6 +231,11 @@ def test_mixing_weights_the_permuted_sample() -> None:
     assert mixup_batch(input, input, alpha=0)[2] == 0
 
 
+def test_mixup_batch_draws_on_the_device_of_the_input() -> None:
+    input = torch.empty(4, 3, device="meta")
+    assert all(tensor.is_meta for tensor in mixup_batch(input, input))
+
+
 def test_mixing_is_one_minus_a_beta_draw() -> None:
     input = torch.randn(4)
     torch.manual_seed(5)
@@ -310,22 +351,6 @@ def test_the_loss_keeps_its_dtype(mix: Mix) -> None:
     input, target = torch.randn(4, 3).bfloat16(), torch.rand(4, 3).bfloat16()
     assert mixup_loss(nn.MSELoss(), input, target, mix).dtype == torch.bfloat16
     assert mixup_cross_entropy(input, torch.tensor([0, 1, 2, 0]), mix).dtype == torch.bfloat16
-
-
-class Operations(TorchDispatchMode):
-    """Notes each operation of torch, and the largest tensor that it made."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.made: list[tuple[str, int]] = []
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        output = func(*args, **(kwargs or {}))
-        sizes = [value.numel() for value in tree_leaves(output) if isinstance(value, Tensor)]
-        self.made.append((func.overloadpacket.__name__, max(sizes, default=0)))
-        return output
 
 
 @both_lams
