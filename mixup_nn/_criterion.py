@@ -44,12 +44,13 @@ class MixUpCriterion(nn.Module):
             loss for torch's losses that take labels only (hinge embedding, multi-margin, NLL).
 
     Shape:
-        - input: output of the model, ``(B, *)``; for class indices made dense, ``(B, C, *)``.
+        - input: output of the model, whatever ``loss`` takes; ``(B, C, *)`` for class indices made dense.
         - target: ``(B, *)``.
         - output: what ``loss`` returns.
 
     Raises:
-        TypeError: ``loss`` is not callable, ``mixup`` is no :class:`MixUp`, or ``mix`` no :class:`Mix`.
+        TypeError: ``loss`` is not callable, ``mixup`` is no :class:`MixUp`; on call with a mix, ``target`` is no tensor
+            or ``mix`` no :class:`Mix`.
         ValueError: ``interpolate_loss=False`` with a loss that takes labels only; on call, as
             :func:`functional.mixup_loss` and :func:`functional.mix_targets`.
         RuntimeError: the linked module is in training mode but has drawn nothing yet.
@@ -104,13 +105,16 @@ class MixUpCriterion(nn.Module):
             mix = self._linked_mix()
         if mix is None:
             return self.loss(input, target)
+        functional.check_tensor("MixUpCriterion", "target", target)
         interpolate_loss = self.interpolate_loss
         if interpolate_loss is None:
             interpolate_loss = not target.is_floating_point() or isinstance(self.loss, LABEL_LOSSES)
         if interpolate_loss:
             return functional.mixup_loss(self.loss, input, target, mix)
+        if target.is_floating_point():
+            return self.loss(input, functional.mix_targets(target, mix))
         dense = functional.mix_targets(target, mix, input.shape[1] if input.ndim > 1 else None)
-        return self.loss(input, dense if target.is_floating_point() else dense.to(input.dtype))
+        return self.loss(input, dense.to(input.dtype))
 
     def _linked_mix(self) -> Mix | None:
         if self.mixup is None or not self.mixup.training:

@@ -212,9 +212,10 @@ def mixup_cross_entropy(
         Shape ``()``, or that of ``target`` for ``"none"``; dtype of ``input``, or float32 under autocast.
 
     Raises:
-        TypeError: ``target`` does not hold integers, or ``mix`` is no :class:`~mixup_nn.Mix`.
-        ValueError: an unknown ``reduction``, a ``label_smoothing`` outside [0, 1]; no batch dimension, or one of
-            another size than the mix.
+        TypeError: ``target`` does not hold integers, ``input`` is no tensor, or ``mix`` is no
+            :class:`~mixup_nn.Mix`.
+        ValueError: shapes that do not fit each other; an unknown ``reduction``, a ``label_smoothing`` outside [0, 1];
+            no batch dimension, or one of another size than the mix.
 
     Example:
         >>> import torch
@@ -229,6 +230,12 @@ def mixup_cross_entropy(
         raise TypeError(
             f"mixup_cross_entropy: expected integer class indices, got {target.dtype}; for dense targets use "
             "torch.nn.functional.cross_entropy(input, mix_targets(target, mix))"
+        )
+    check_tensor("mixup_cross_entropy", "input", input)
+    if input.ndim == 1 or target.shape != input.shape[:1] + input.shape[2:]:
+        raise ValueError(
+            "mixup_cross_entropy: expected input of shape (B, C, *) and class indices of shape (B, *), got "
+            f"{tuple(input.shape)} and {tuple(target.shape)}; give one-hot targets as floats, as in target.float()"
         )
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"mixup_cross_entropy: expected label_smoothing in [0, 1], got {label_smoothing}")
@@ -300,6 +307,11 @@ def _check(owner: str, name: str, value: Tensor, mix: Mix) -> None:
         )
     if not isinstance(mix, Mix):
         raise TypeError(f"{owner}: expected mix to be a Mix, got {type(mix).__name__}; draw one with sample_mix")
+    if not isinstance(mix.lam, Tensor) or not isinstance(mix.index, Tensor):
+        raise TypeError(
+            f"{owner}: expected mix.lam and mix.index to be tensors, got {type(mix.lam).__name__} and "
+            f"{type(mix.index).__name__}; as in Mix(torch.tensor(0.7), torch.tensor([1, 0]))"
+        )
     if mix.index.ndim != 1 or mix.lam.ndim > 1 or (mix.lam.ndim == 1 and mix.lam.shape != mix.index.shape):
         raise ValueError(
             f"{owner}: expected mix.index of shape (B,) and mix.lam of shape () or (B,), "

@@ -139,7 +139,7 @@ def check_number(owner: str, name: str, value: float, low: float, high: float, m
     """Raise, in the name of ``owner``, unless ``value`` is a real number in ``[low, high]``."""
     if not isinstance(value, Real):
         raise TypeError(f"{owner}: expected {name} to be a number, got {type(value).__name__}")
-    if not low <= value <= high:
+    if not low <= float(value) <= high:
         raise ValueError(f"{owner}: expected {name} to be {meaning}, got {value}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -232,6 +233,19 @@ def test_nothing_of_the_users_is_modified(mix: Mix, interpolate_loss: bool | Non
     assert criterion.loss is loss
 
 
+@both_lams
+@pytest.mark.parametrize("target", (INDICES, DENSE), ids=("indices", "dense"))
+def test_the_output_of_the_model_is_whatever_the_loss_takes(target: Tensor, mix: Mix) -> None:
+    def loss(output: Any, target: Tensor) -> Tensor:
+        first, second = output["heads"]
+        return F.cross_entropy(first, target, reduction="none") + F.cross_entropy(second, target, reduction="none")
+
+    head = INPUT.flip(1)
+    single = MixUpCriterion(nn.CrossEntropyLoss(reduction="none"))
+    expected = single(INPUT, target, mix) + single(head, target, mix)
+    torch.testing.assert_close(MixUpCriterion(loss)({"heads": (INPUT, head)}, target, mix), expected)
+
+
 # What to report of training
 
 
@@ -295,6 +309,11 @@ def test_the_link_must_be_a_mixup() -> None:
         TypeError, match="^MixUpCriterion: expected mixup to be a MixUp, got Sequential; link the MixUp"
     ):
         MixUpCriterion(nn.MSELoss(), nn.Sequential(MixUp()))  # type: ignore[arg-type]
+
+
+def test_target_must_be_a_tensor() -> None:
+    with pytest.raises(TypeError, match="^MixUpCriterion: expected target to be a tensor, got list$"):
+        MixUpCriterion(nn.CrossEntropyLoss())(INPUT, INDICES.tolist(), SCALAR)
 
 
 def test_the_last_partial_batch_against_a_stale_mix_names_both_sizes() -> None:

@@ -491,6 +491,13 @@ def test_no_tensor(name: str) -> None:
 
 
 @each_function
+@pytest.mark.parametrize("mix", (Mix(0.5, CYCLE), Mix(torch.tensor(0.5), [2, 0, 3, 1])))  # type: ignore[arg-type]
+def test_a_mix_of_numbers(name: str, mix: Mix) -> None:
+    with pytest.raises(TypeError, match=f"^{name}: expected mix.lam and mix.index to be tensors, got .*; as in Mix"):
+        TAKE_A_MIX[name](EXAMPLE, mix)
+
+
+@each_function
 @pytest.mark.parametrize("lam", (torch.rand(3), torch.rand(4, 1)), ids=("short", "matrix"))
 def test_a_mix_of_inconsistent_shape(name: str, lam: Tensor) -> None:
     with pytest.raises(ValueError, match=rf"^{name}: expected mix.index of shape \(B,\) and mix.lam of shape"):
@@ -523,6 +530,21 @@ def test_index_targets_made_dense_need_num_classes() -> None:
 def test_cross_entropy_takes_indices(dtype: torch.dtype) -> None:
     with pytest.raises(TypeError, match=rf"^mixup_cross_entropy: expected integer .* got {dtype}; .*mix_targets"):
         mixup_cross_entropy(EXAMPLE, torch.ones(4, dtype=dtype), SCALAR)
+
+
+@pytest.mark.parametrize(
+    "input, target",
+    (((4,), (4,)), ((4, 3), (4, 3)), ((4, 3), (4, 1)), ((4, 3, 5), (4,)), ((5, 3), (4,)), ((4, 3, 5), (4, 6))),
+)
+def test_class_indices_fit_their_logits(input: tuple[int, ...], target: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"^mixup_cross_entropy: expected input of shape \(B, C, \*\)") as error:
+        mixup_cross_entropy(torch.randn(input), torch.zeros(target, dtype=torch.int64), SCALAR)
+    assert f"got {input} and {target}; give one-hot targets as floats, as in target.float()" in str(error.value)
+
+
+def test_logits_must_be_a_tensor() -> None:
+    with pytest.raises(TypeError, match="^mixup_cross_entropy: expected input to be a tensor, got tuple$"):
+        mixup_cross_entropy((EXAMPLE, EXAMPLE), INDICES, SCALAR)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("label_smoothing", (-0.1, 1.1))

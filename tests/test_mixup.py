@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -400,6 +401,11 @@ def test_alpha_and_p_must_be_numbers() -> None:
         MixUp("0.2")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="^MixUp: expected p to be a number, got Tensor$"):
         MixUp(p=torch.tensor(0.5))  # type: ignore[arg-type]
+
+
+def test_alpha_and_p_may_be_numbers_of_numpy() -> None:
+    module = MixUp(np.float32(0.5), p=np.float64(0.25))  # type: ignore[arg-type]
+    assert (type(module.alpha), module.alpha, module.p) == (float, 0.5, 0.25)
 
 
 def test_options_are_keyword_only() -> None:
