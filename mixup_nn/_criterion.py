@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -41,7 +42,8 @@ class MixUpCriterion(nn.Module):
         interpolate_loss: True interpolates the losses. False interpolates the targets, and makes integer targets
             dense, with ``input.shape[1]`` classes in the dtype of ``input``, for a loss that takes dense targets.
             None (default) interpolates the loss for integer targets and the target for floating ones; always the
-            loss for torch's losses that take labels only (hinge embedding, multi-margin, NLL).
+            loss for torch's losses of labels (hinge embedding, multi-margin, NLL) and of logarithms
+            (``nn.KLDivLoss(log_target=True)``).
 
     Shape:
         - input: output of the model, whatever ``loss`` takes; ``(B, C, *)`` for class indices made dense.
@@ -49,9 +51,9 @@ class MixUpCriterion(nn.Module):
         - output: what ``loss`` returns.
 
     Raises:
-        TypeError: ``loss`` is not callable, ``mixup`` is no :class:`MixUp`; on call with a mix, ``target`` is no tensor
-            or ``mix`` no :class:`Mix`.
-        ValueError: ``interpolate_loss=False`` with a loss that takes labels only; on call, as
+        TypeError: ``loss`` is not callable, or a class; ``mixup`` is no :class:`MixUp`, or ``interpolate_loss`` no
+            bool; on call with a mix, ``target`` is no tensor or ``mix`` no :class:`Mix`.
+        ValueError: ``interpolate_loss=False`` with a loss of labels or logarithms; on call, as
             :func:`functional.mixup_loss` and :func:`functional.mix_targets`.
         RuntimeError: the linked module is in training mode but has drawn nothing yet.
 
@@ -86,19 +88,31 @@ class MixUpCriterion(nn.Module):
         super().__init__()
         if not callable(loss):
             raise TypeError(f"MixUpCriterion: expected loss to be callable, got {type(loss).__name__}")
-        if mixup is not None and not isinstance(mixup, MixUp):
+        if isinstance(loss, type):
+            raise TypeError(f"MixUpCriterion: expected a loss, got the class {loss.__name__}; use {loss.__name__}()")
+        if interpolate_loss not in (None, True, False):
             raise TypeError(
-                f"MixUpCriterion: expected mixup to be a MixUp, got {type(mixup).__name__}; "
-                "link the MixUp module itself, not the model that holds it"
+                f"MixUpCriterion: expected interpolate_loss to be True, False or None, got {interpolate_loss!r}"
             )
-        if interpolate_loss is False and isinstance(loss, LABEL_LOSSES):
+        if interpolate_loss is False and _has_unmixable_targets(loss):
             raise ValueError(
                 "MixUpCriterion: expected a loss that takes dense targets with interpolate_loss=False, got "
-                f"{type(loss).__name__}, which takes labels only; use interpolate_loss=True"
+                f"{type(loss).__name__} of labels or logarithms; use interpolate_loss=True"
             )
         self.loss = loss
+        self.mixup = mixup
         self.interpolate_loss = interpolate_loss
-        object.__setattr__(self, "mixup", mixup)  # past nn.Module, which would make the link a submodule
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name != "mixup":
+            super().__setattr__(name, value)
+        elif value is None or isinstance(value, MixUp):
+            object.__setattr__(self, name, value)  # past nn.Module, which would make the link a submodule
+        else:
+            raise TypeError(
+                f"MixUpCriterion: expected mixup to be a MixUp, got {type(value).__name__}; "
+                "link the MixUp module itself, not the model that holds it"
+            )
 
     def forward(self, input: Tensor, target: Tensor, mix: Mix | None = None) -> Tensor:
         if mix is None:
@@ -108,7 +122,7 @@ class MixUpCriterion(nn.Module):
         functional.check_tensor("MixUpCriterion", "target", target)
         interpolate_loss = self.interpolate_loss
         if interpolate_loss is None:
-            interpolate_loss = not target.is_floating_point() or isinstance(self.loss, LABEL_LOSSES)
+            interpolate_loss = not target.is_floating_point() or _has_unmixable_targets(self.loss)
         if interpolate_loss:
             return functional.mixup_loss(self.loss, input, target, mix)
         if target.is_floating_point():
@@ -129,3 +143,9 @@ class MixUpCriterion(nn.Module):
     def extra_repr(self) -> str:
         linked = "None" if self.mixup is None else f"MixUp({self.mixup.extra_repr()})"
         return f"mixup={linked}, interpolate_loss={self.interpolate_loss}"
+
+
+def _has_unmixable_targets(loss: Any) -> bool:
+    """Whether the targets of ``loss`` are labels or logarithms, of which no mixture is one."""
+    loss = getattr(loss, "_orig_mod", loss)  # what torch.compile wraps
+    return isinstance(loss, LABEL_LOSSES) or getattr(loss, "log_target", False) is True

@@ -36,10 +36,11 @@ class MixUp(nn.Module):
     Attributes:
         last_mix: the :class:`Mix` of the latest training call that drew one, or None. An outlet: never read by the
             module itself, never copied or pickled with it. A model that mixes with a draw of its own may set it, for
-            the criterion to follow.
+            the criterion to follow. Under activation checkpointing the recomputation in backward sets it again: take
+            the loss of every forward before any backward, or pass the mix.
 
     Shape:
-        - input: ``(B, *)``, any floating dtype.
+        - input: ``(B, *)``, float16, bfloat16, float32 or float64.
         - output: like the input, in shape, dtype, device and memory format.
 
     Raises:

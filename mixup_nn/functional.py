@@ -16,6 +16,9 @@ __all__ = ["mix_targets", "mixup", "mixup_batch", "mixup_cross_entropy", "mixup_
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
+# Their mean is divided by the class weights of the targets that are not ignored. The third is new in torch 2.13.
+INDEX_LOSSES = (nn.CrossEntropyLoss, nn.NLLLoss, getattr(nn, "LinearCrossEntropyLoss", nn.NLLLoss))
+
 
 def mixup(input: Tensor, mix: Mix) -> Tensor:
     r"""Mix a batch with a permutation of itself.
@@ -29,7 +32,7 @@ def mixup(input: Tensor, mix: Mix) -> Tensor:
     than the largest number of their dtype (3.4e38 for bfloat16 and float32; float16 is computed in float32).
 
     Args:
-        input: any floating dtype, shape ``(B, *)``; never modified.
+        input: float16, bfloat16, float32 or float64, shape ``(B, *)``; never modified.
         mix: the draw to apply, from :meth:`MixUp.sample <mixup_nn.MixUp.sample>`, ``MixUp.last_mix`` or
             :func:`~mixup_nn.sampling.sample_mix`.
 
@@ -76,7 +79,8 @@ def mix_targets(target: Tensor, mix: Mix, num_classes: int | None = None) -> Ten
     Returns:
         Dense targets. Floating ones keep their shape and dtype; class indices give ``(B, C, *)`` in the dtype of
         ``mix.lam`` (float32), where each distribution sums to 1. An index outside ``range(C)``, such as an
-        ``ignore_index``, is a row of zeros: it adds nothing to a cross entropy, and counts in its mean.
+        ``ignore_index``, is a row of zeros: it adds nothing to a cross entropy without label smoothing, and counts
+        in its mean.
 
     Raises:
         TypeError: ``target`` is bool, complex or no tensor, or ``mix`` is no :class:`~mixup_nn.Mix`.
@@ -120,8 +124,10 @@ def mixup_loss(loss: Callable[[Tensor, Tensor], Tensor], input: Tensor, target: 
     A ``lam`` of shape ``()`` interpolates whatever the loss returns. One of shape ``(B,)`` needs per-sample losses:
     a loss with a ``reduction`` attribute is evaluated with ``"none"``, weighed, and reduced as it was told to; a
     callable without one must return losses of shape ``(B, *)`` and gets them back weighed, not reduced.
-    :class:`torch.nn.CrossEntropyLoss` on class indices is passed on to :func:`mixup_cross_entropy`, and
-    :class:`torch.nn.NLLLoss` is weighed like it.
+    :class:`torch.nn.CrossEntropyLoss` on class indices is passed on to :func:`mixup_cross_entropy`, unless it has hooks
+    or a ``forward`` of its own; the mean of it, its subclasses, :class:`torch.nn.NLLLoss` and
+    :class:`torch.nn.LinearCrossEntropyLoss` is that function's. A loss under :func:`torch.compile` is taken out of it:
+    compile the criterion.
 
     Args:
         loss: any callable of ``(input, target)``; never modified.
@@ -130,7 +136,7 @@ def mixup_loss(loss: Callable[[Tensor, Tensor], Tensor], input: Tensor, target: 
         mix: the draw that mixed the inputs.
 
     Returns:
-        The loss, of the shape and dtype that ``loss`` itself returns.
+        The loss, of the shape and floating dtype that ``loss`` itself returns; float32 for integers, as of a metric.
 
     Raises:
         TypeError: ``target`` or the loss is no tensor, or ``mix`` is no :class:`~mixup_nn.Mix`.
@@ -147,6 +153,7 @@ def mixup_loss(loss: Callable[[Tensor, Tensor], Tensor], input: Tensor, target: 
         tensor(1.5000)
     """
     _check("mixup_loss", "target", target, mix)
+    loss = getattr(loss, "_orig_mod", loss)
     if _is_torch(loss, nn.CrossEntropyLoss) and not target.is_floating_point():
         return mixup_cross_entropy(
             input,
@@ -175,8 +182,12 @@ def mixup_loss(loss: Callable[[Tensor, Tensor], Tensor], input: Tensor, target: 
             f"{tuple(original.shape)}; use a loss with a reduction attribute such as torch.nn.MSELoss(), one that "
             "returns per-sample losses, as with reduction='none', or per_sample=False"
         )
-    lam = _align(mix.lam, original.ndim)
-    return _reduce(lam * original + (1 - lam) * partner, reduction).to(original.dtype)
+    losses = _interpolate(mix.lam, original, partner)
+    if reduction == "mean" and isinstance(loss, INDEX_LOSSES) and not target.is_floating_point():
+        losses = _weighted_mean(losses, target.long(), mix, loss.weight, loss.ignore_index)
+    else:
+        losses = _reduce(losses, reduction)
+    return losses.to(original.dtype) if original.is_floating_point() else losses
 
 
 def mixup_cross_entropy(
@@ -197,7 +208,7 @@ def mixup_cross_entropy(
         \ell(x, y) = -\log \mathrm{softmax}(x)_y, \qquad y'_i = y_{\text{index}_i}
 
     with the class weight :math:`w_y`, 1 if not given and 0 at ``ignore_index``. Options mean what they mean in
-    :func:`torch.nn.functional.cross_entropy`, and ``lam = 1`` gives its value.
+    :func:`torch.nn.functional.cross_entropy`, and ``lam = 1`` gives its value where both losses are finite.
 
     Args:
         input: logits, shape ``(B, C)`` or ``(B, C, *)``.
@@ -229,7 +240,7 @@ def mixup_cross_entropy(
     if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
         raise TypeError(
             f"mixup_cross_entropy: expected integer class indices, got {target.dtype}; for dense targets use "
-            "torch.nn.functional.cross_entropy(input, mix_targets(target, mix))"
+            "torch.nn.functional.cross_entropy(input, mix_targets(target.float(), mix))"
         )
     check_tensor("mixup_cross_entropy", "input", input)
     if input.ndim == 1 or target.shape != input.shape[:1] + input.shape[2:]:
@@ -237,6 +248,8 @@ def mixup_cross_entropy(
             "mixup_cross_entropy: expected input of shape (B, C, *) and class indices of shape (B, *), got "
             f"{tuple(input.shape)} and {tuple(target.shape)}; give one-hot targets as floats, as in target.float()"
         )
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"mixup_cross_entropy: expected reduction to be 'mean', 'sum' or 'none', got {reduction!r}")
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"mixup_cross_entropy: expected label_smoothing in [0, 1], got {label_smoothing}")
     if not input.is_meta and torch.is_autocast_enabled(input.device.type):
@@ -255,7 +268,7 @@ def mixup_batch(input: Tensor, target: Tensor, alpha: float = 0.2) -> tuple[Tens
     everywhere else in this library ``lam = 1 - mixing`` weights the original one.
 
     Args:
-        input: any floating dtype, shape ``(B, *)``; never modified.
+        input: as for :func:`mixup`, shape ``(B, *)``; never modified.
         target: any dtype, shape ``(B, *)``; never modified.
         alpha: parameter of the Beta distribution, a finite number >= 0; 0.2 suits ImageNet, 1.0 CIFAR-10.
 
@@ -307,10 +320,11 @@ def _check(owner: str, name: str, value: Tensor, mix: Mix) -> None:
         )
     if not isinstance(mix, Mix):
         raise TypeError(f"{owner}: expected mix to be a Mix, got {type(mix).__name__}; draw one with sample_mix")
-    if not isinstance(mix.lam, Tensor) or not isinstance(mix.index, Tensor):
+    dtypes = [part.dtype if isinstance(part, Tensor) else type(part).__name__ for part in mix]
+    if dtypes[1] != torch.int64 or not isinstance(dtypes[0], torch.dtype) or not dtypes[0].is_floating_point:
         raise TypeError(
-            f"{owner}: expected mix.lam and mix.index to be tensors, got {type(mix.lam).__name__} and "
-            f"{type(mix.index).__name__}; as in Mix(torch.tensor(0.7), torch.tensor([1, 0]))"
+            f"{owner}: expected mix.lam to be a floating tensor and mix.index an int64 one, got {dtypes[0]} and "
+            f"{dtypes[1]}; as in Mix(torch.tensor(0.7), torch.tensor([1, 0]))"
         )
     if mix.index.ndim != 1 or mix.lam.ndim > 1 or (mix.lam.ndim == 1 and mix.lam.shape != mix.index.shape):
         raise ValueError(
@@ -326,11 +340,11 @@ def _check(owner: str, name: str, value: Tensor, mix: Mix) -> None:
 
 def _gather(input: Tensor, index: Tensor) -> Tensor:
     """``input[index]``, where the layout allows it by ``index_select``, which copies samples, not single elements."""
-    if input.is_contiguous():
-        return input.index_select(0, index)
-    if input.ndim > 2 and input.movedim(1, -1).is_contiguous():  # channels_last, which index_select does not keep
-        return input.movedim(1, -1).index_select(0, index).movedim(-1, 1)
-    return input[index]
+    if input.ndim > 2 and input.stride(1) == 1 and input.stride(-1) == input.shape[1]:
+        channels_last = input.movedim(1, -1)  # a memory format that index_select does not keep
+        if channels_last.is_contiguous():
+            return channels_last.index_select(0, index).movedim(-1, 1)
+    return input.index_select(0, index) if input.is_contiguous() else input[index]
 
 
 def _align(vector: Tensor, ndim: int) -> Tensor:
@@ -339,14 +353,16 @@ def _align(vector: Tensor, ndim: int) -> Tensor:
 
 
 def _is_torch(loss: object, kind: type[ModuleT]) -> TypeGuard[ModuleT]:
-    """Whether ``loss`` computes what torch's own ``kind`` does: the class or a subclass with the same forward."""
-    return isinstance(loss, kind) and type(loss).forward is kind.forward
+    """Whether ``loss`` does just what torch's own ``kind`` does: no other forward, no hooks."""
+    if not isinstance(loss, kind) or loss._forward_hooks or loss._forward_pre_hooks:
+        return False
+    return type(loss).forward is kind.forward and "forward" not in vars(loss)
 
 
 def _unreduced(loss: Any) -> Any:
     """A shallow copy of ``loss`` with ``reduction="none"``, made by hand because Dynamo cannot trace copy.copy."""
     twin = object.__new__(type(loss))
-    twin.__dict__.update(loss.__dict__, reduction="none")
+    twin.__dict__.update(loss.__dict__, reduction="none", _compiled_call_impl=None)  # compiled with the reduction
     return twin
 
 
@@ -362,6 +378,23 @@ def _reduce(losses: Tensor, reduction: str | None) -> Tensor:
     raise ValueError(f"mixup_loss: expected reduction to be 'none', 'mean', 'sum' or 'batchmean', got {reduction!r}")
 
 
+def _interpolate(lam: Tensor, original: Tensor, partner: Tensor) -> Tensor:
+    """The formula in float32 at least, as torch's own reductions sum."""
+    dtype = torch.promote_types(torch.promote_types(lam.dtype, original.dtype), torch.float32)
+    lam = _align(lam.to(dtype), original.ndim)
+    return lam * original.to(dtype) + (1 - lam) * partner.to(dtype)
+
+
+def _weighted_mean(losses: Tensor, target: Tensor, mix: Mix, weight: Tensor | None, ignore_index: int | None) -> Tensor:
+    """The sum of the losses over that of the mixed class weights, 0 where ignored."""
+
+    def mass(target: Tensor) -> Tensor:
+        kept = torch.ones_like(target, dtype=torch.bool) if ignore_index is None else target != ignore_index
+        return (kept if weight is None else weight[target.where(kept, 0)].where(kept, 0)).to(losses.dtype)
+
+    return losses.sum() / _interpolate(mix.lam, mass(target), mass(target[mix.index])).sum()
+
+
 def _mixup_nll(
     log_probs: Tensor,
     target: Tensor,
@@ -371,8 +404,7 @@ def _mixup_nll(
     reduction: str,
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    lam = _align(mix.lam, target.ndim)
-    dtype = torch.promote_types(lam.dtype, log_probs.dtype)  # sums in float32 at least, as torch's own reductions do
+    target = target.long()
     if label_smoothing:
         weighted = log_probs if weight is None else log_probs * _align(weight, log_probs.ndim - 1)
         smooth_loss = -weighted.mean(1)
@@ -381,14 +413,10 @@ def _mixup_nll(
         nll = F.nll_loss(log_probs, target, weight, ignore_index=ignore_index, reduction="none")
         if label_smoothing:
             nll = (1 - label_smoothing) * nll + label_smoothing * smooth_loss.where(target != ignore_index, 0)
-        return nll.to(dtype)
+        return nll
 
-    def mass(target: Tensor) -> Tensor:
-        kept = target != ignore_index
-        return (kept if weight is None else weight[target.where(kept, 0)].where(kept, 0)).to(dtype)
-
-    losses = lam * loss(target) + (1 - lam) * loss(target[mix.index])
+    original = loss(target)
+    losses = _interpolate(mix.lam, original, loss(target[mix.index]))
     if reduction == "mean":
-        total = lam * mass(target) + (1 - lam) * mass(target[mix.index])
-        return (losses.sum() / total.sum()).to(log_probs.dtype)
-    return _reduce(losses, reduction).to(log_probs.dtype)
+        return _weighted_mean(losses, target, mix, weight, ignore_index).to(original.dtype)
+    return _reduce(losses, reduction).to(original.dtype)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from numbers import Real
+from numbers import Integral, Real
 from typing import NamedTuple
 
 import torch
@@ -110,7 +110,7 @@ def sample_mix(
         generator: source of randomness; eager mode only, as a ``torch.Generator`` cannot enter a compiled graph.
 
     Raises:
-        TypeError: ``alpha`` or ``p`` is not a number.
+        TypeError: ``batch_size`` is no integer; ``alpha`` or ``p`` is not a number.
         ValueError: ``alpha`` is negative or not finite, or ``p`` is outside [0, 1].
 
     Example:
@@ -120,6 +120,8 @@ def sample_mix(
         >>> mix.lam.shape, sorted(mix.index.tolist())
         (torch.Size([4]), [0, 1, 2, 3])
     """
+    if not isinstance(batch_size, (Integral, torch.SymInt)):
+        raise TypeError(f"sample_mix: expected batch_size to be an integer, got {type(batch_size).__name__}; as len(x)")
     check_alpha("sample_mix", alpha)
     check_p("sample_mix", p)
     shape = (batch_size,) if per_sample else ()

@@ -102,8 +102,14 @@ def test_one_criterion_for_two_heads() -> None:
     torch.testing.assert_close(total, expected)
 
 
-def test_the_link_is_no_submodule() -> None:
+@pytest.mark.parametrize("assigned", (False, True))
+def test_the_link_is_no_submodule(assigned: bool) -> None:
     module, criterion = linked()
+    if assigned:
+        module = MixUp()
+        criterion.mixup = module
+    criterion.eval()
+    assert module.training
     parent = nn.ModuleDict({"mixup": module, "criterion": criterion})
     assert not parent.state_dict()
     assert module not in list(criterion.modules())
@@ -211,13 +217,24 @@ def test_the_options_of_the_loss_are_read_at_each_call() -> None:
     assert (loss.reduction, loss.label_smoothing) == ("none", 0.3)
 
 
+@pytest.mark.parametrize("loss", (nn.MSELoss(), nn.CrossEntropyLoss(), nn.NLLLoss()))
 @both_lams
-def test_hooks_of_the_loss_run(mix: Mix) -> None:
-    calls: list[int] = []
-    loss = nn.MSELoss()
-    loss.register_forward_hook(lambda *_: calls.append(1))
-    MixUpCriterion(loss, interpolate_loss=True)(INPUT, DENSE, mix)
-    assert len(calls) == 2
+def test_hooks_and_a_forward_of_its_own_are_part_of_the_loss(loss: nn.Module, mix: Mix) -> None:
+    target = DENSE if isinstance(loss, nn.MSELoss) else INDICES
+    plain = MixUpCriterion(loss, interpolate_loss=True)(INPUT, target, mix)
+    tripled = MixUpCriterion(loss, interpolate_loss=True)(3 * INPUT, target, mix)
+    own, after, before = (copy.deepcopy(loss) for _ in range(3))
+    kind = type(loss)
+    own.forward = lambda input, target: 10 * kind.forward(own, input, target)
+    after.register_forward_hook(lambda _module, _args, output: 10 * output)
+    before.register_forward_pre_hook(lambda _, args: (3 * args[0], args[1]))
+    if mix.lam.ndim:  # a forward bound to the loss that it was made for reduces like that one
+        with pytest.raises(ValueError, match="expected per-sample losses"):
+            MixUpCriterion(own, interpolate_loss=True)(INPUT, target, mix)
+    else:
+        torch.testing.assert_close(MixUpCriterion(own, interpolate_loss=True)(INPUT, target, mix), 10 * plain)
+    torch.testing.assert_close(MixUpCriterion(after, interpolate_loss=True)(INPUT, target, mix), 10 * plain)
+    torch.testing.assert_close(MixUpCriterion(before, interpolate_loss=True)(INPUT, target, mix), tripled)
 
 
 @pytest.mark.parametrize("interpolate_loss", (None, True, False))
@@ -304,11 +321,24 @@ def test_loss_must_be_callable() -> None:
         MixUpCriterion("cross_entropy")  # type: ignore[arg-type]
 
 
+def test_the_loss_must_be_an_instance() -> None:
+    with pytest.raises(TypeError, match=r"^MixUpCriterion: expected a loss, got the class MSELoss; use MSELoss\(\)$"):
+        MixUpCriterion(nn.MSELoss)  # type: ignore[arg-type]
+
+
+def test_interpolate_loss_must_be_a_bool() -> None:
+    with pytest.raises(TypeError, match="^MixUpCriterion: expected interpolate_loss to be True, .*, got 'targets'$"):
+        MixUpCriterion(nn.MSELoss(), interpolate_loss="targets")  # type: ignore[arg-type]
+
+
 def test_the_link_must_be_a_mixup() -> None:
-    with pytest.raises(
-        TypeError, match="^MixUpCriterion: expected mixup to be a MixUp, got Sequential; link the MixUp"
-    ):
+    message = "^MixUpCriterion: expected mixup to be a MixUp, got Sequential; link the MixUp"
+    with pytest.raises(TypeError, match=message):
         MixUpCriterion(nn.MSELoss(), nn.Sequential(MixUp()))  # type: ignore[arg-type]
+    module, criterion = linked()
+    with pytest.raises(TypeError, match=message):
+        criterion.mixup = nn.Sequential(MixUp())  # type: ignore[assignment]
+    assert criterion.mixup is module
 
 
 def test_target_must_be_a_tensor() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -67,6 +68,23 @@ def test_memory_format_and_dtype_are_kept(mix: Mix, format: torch.memory_format,
 def test_channels_last_3d_is_kept() -> None:
     input = torch.randn(4, 3, 2, 5, 6).to(memory_format=torch.channels_last_3d)
     assert mixup(input, SCALAR).is_contiguous(memory_format=torch.channels_last_3d)
+
+
+AMBIGUOUS: dict[str, Tensor] = {  # contiguous in both formats, told apart by their strides alone
+    "one_channel": torch.randn(4, 1, 5, 6),
+    "one_channel_last": torch.randn(4, 5, 6, 1).movedim(-1, 1),
+    "one_pixel": torch.randn(4, 3, 1, 1),
+    "one_pixel_last": torch.randn(4, 1, 1, 3).movedim(-1, 1),
+    "one_of_each": torch.randn(4, 1, 1, 1),
+}
+
+
+@pytest.mark.parametrize("layout", AMBIGUOUS)
+def test_strides_are_kept_where_the_memory_format_is_ambiguous(layout: str) -> None:
+    input = AMBIGUOUS[layout]
+    output = mixup(input, SCALAR)
+    assert output.stride() == input.clone().stride()
+    torch.testing.assert_close(output.double(), reference.mixed(input, SCALAR))
 
 
 LAYOUTS: dict[str, tuple[Tensor, str]] = {
@@ -354,14 +372,14 @@ def test_the_loss_keeps_its_dtype(mix: Mix) -> None:
 
 
 @both_lams
-@pytest.mark.parametrize("label_smoothing", (0.0, 0.1))
+@pytest.mark.parametrize("options", ({}, {"label_smoothing": 0.1}, {"weight": torch.rand(50)}))
 @pytest.mark.parametrize("reduction", ("mean", "sum", "none"))
 def test_class_indices_cost_one_log_softmax_and_no_dense_target(
-    mix: Mix, label_smoothing: float, reduction: str
+    mix: Mix, options: dict[str, Any], reduction: str
 ) -> None:
     input, target = torch.randn(4, 50), torch.tensor([0, 1, 2, 0])
     with Operations() as operations:
-        mixup_cross_entropy(input, target, mix, reduction=reduction, label_smoothing=label_smoothing)
+        mixup_cross_entropy(input, target, mix, reduction=reduction, **options)
     assert [name for name, size in operations.made if size >= input.numel()] == ["_log_softmax"]
 
 
@@ -372,6 +390,46 @@ def test_a_mixed_padding_mask_is_the_union_where_anything_was_mixed(mix: Mix) ->
     if mix.lam.ndim:  # lam is 1 for sample 2, which keeps its own mask, and 0 for sample 3, which takes its partner's
         union[2], union[3] = valid[2], valid[mix.index[3]]
     assert torch.equal(mixup(valid.float(), mix) > 0, union)
+
+
+@both_lams
+def test_a_metric_of_integers_is_not_truncated(mix: Mix) -> None:
+    predicted = torch.tensor([0, 2, 0, 0])
+    hits = mixup_loss(torch.eq, predicted, INDICES, mix)
+    torch.testing.assert_close(hits, mix.lam * predicted.eq(INDICES) + (1 - mix.lam) * predicted.eq(INDICES[CYCLE]))
+    assert (hits % 1).any()
+
+
+@pytest.mark.parametrize("dtype", (torch.uint8, torch.int64))
+@both_lams
+def test_class_indices_of_a_byte_are_looked_up_and_not_wrapped(mix: Mix, dtype: torch.dtype) -> None:
+    input, weight, target = torch.randn(4, 200), torch.rand(200), torch.tensor([156, 1, 199, 156])  # 156 is -100 + 256
+    expected = reference.cross_entropy(input, target, mix, weight=weight).float()
+    torch.testing.assert_close(mixup_cross_entropy(input, target.to(dtype), mix, weight=weight), expected)
+    loss = nn.NLLLoss(weight)
+    torch.testing.assert_close(mixup_loss(loss, input.log_softmax(1), target.to(dtype), mix), expected)
+    hooked = nn.CrossEntropyLoss(weight)
+    hooked.register_forward_hook(lambda *_: None)
+    torch.testing.assert_close(mixup_loss(hooked, input, target.to(dtype), mix), expected)
+
+
+@pytest.mark.parametrize("shape", ((), (4,)))
+def test_a_lam_in_half_precision_does_not_narrow_the_sums(shape: tuple[int, ...]) -> None:
+    mix = Mix(torch.full(shape, 0.25, dtype=torch.float16), CYCLE)
+    input, target = torch.zeros(4, 3, 200, 200, dtype=torch.float16), torch.zeros(4, 200, 200, dtype=torch.int64)
+    torch.testing.assert_close(mixup_cross_entropy(input, target, mix).item(), math.log(3), atol=1e-3, rtol=0)
+    mean = mixup_loss(nn.L1Loss(), input, input + 1, mix)
+    assert (mean.item(), mean.dtype) == (1, torch.float16)
+
+
+@both_lams
+def test_a_compiled_loss_is_taken_out_of_its_compilation(mix: Mix) -> None:
+    target = torch.randn(4, 3)
+    in_place = nn.MSELoss()
+    in_place.compile()
+    for loss in (in_place, torch.compile(nn.MSELoss())):
+        ours = mixup_loss(loss, EXAMPLE, target, mix)
+        torch.testing.assert_close(ours, mixup_loss(nn.MSELoss(), EXAMPLE, target, mix))
 
 
 def test_a_scalar_lam_interpolates_the_loss_as_it_reduces_itself() -> None:
@@ -463,9 +521,11 @@ def test_targets_where_the_mix_belongs(name: str) -> None:
 
 
 @each_function
-def test_a_mix_that_is_none(name: str) -> None:
-    with pytest.raises(TypeError, match=f"^{name}: expected mix to be a Mix, got tuple; draw one with sample_mix$"):
-        TAKE_A_MIX[name](EXAMPLE, tuple(SCALAR))
+@pytest.mark.parametrize("mix", (None, tuple(SCALAR)), ids=("None", "tuple"))
+def test_what_is_no_mix(name: str, mix: Any) -> None:
+    got = type(mix).__name__
+    with pytest.raises(TypeError, match=f"^{name}: expected mix to be a Mix, got {got}; draw one with sample_mix$"):
+        TAKE_A_MIX[name](EXAMPLE, mix)
 
 
 @each_function
@@ -491,10 +551,19 @@ def test_no_tensor(name: str) -> None:
 
 
 @each_function
-@pytest.mark.parametrize("mix", (Mix(0.5, CYCLE), Mix(torch.tensor(0.5), [2, 0, 3, 1])))  # type: ignore[arg-type]
-def test_a_mix_of_numbers(name: str, mix: Mix) -> None:
-    with pytest.raises(TypeError, match=f"^{name}: expected mix.lam and mix.index to be tensors, got .*; as in Mix"):
-        TAKE_A_MIX[name](EXAMPLE, mix)
+@pytest.mark.parametrize(
+    "lam, index, got",
+    (
+        (0.5, CYCLE, "float and torch.int64"),
+        (torch.tensor(1), CYCLE, "torch.int64 and torch.int64"),
+        (torch.tensor(0.5), [2, 0, 3, 1], "torch.float32 and list"),
+        (torch.tensor(0.5), torch.rand(4), "torch.float32 and torch.float32"),
+        (torch.tensor(0.5), CYCLE > 0, "torch.float32 and torch.bool"),
+    ),
+)
+def test_a_mix_of_other_types(name: str, lam: Any, index: Any, got: str) -> None:
+    with pytest.raises(TypeError, match=f"^{name}: expected mix.lam to be a floating .* got {got}; as in Mix"):
+        TAKE_A_MIX[name](EXAMPLE, Mix(lam, index))
 
 
 @each_function
@@ -553,10 +622,22 @@ def test_label_smoothing_out_of_range(label_smoothing: float) -> None:
         mixup_cross_entropy(EXAMPLE, INDICES, SCALAR, label_smoothing=label_smoothing)
 
 
-@both_lams
-def test_unknown_reduction(mix: Mix) -> None:
-    with pytest.raises(ValueError, match="expected reduction to be 'none', 'mean', 'sum' or 'batchmean', got 'max'$"):
-        mixup_cross_entropy(EXAMPLE, INDICES, mix, reduction="max")
+@pytest.mark.parametrize("reduction", ("max", "batchmean", None))
+def test_unknown_reduction_of_a_cross_entropy(reduction: Any) -> None:
+    message = f"^mixup_cross_entropy: expected reduction to be 'mean', 'sum' or 'none', got {reduction!r}$"
+    with pytest.raises(ValueError, match=message):
+        mixup_cross_entropy(EXAMPLE, INDICES, SCALAR, reduction=reduction)
+
+
+def test_unknown_reduction_of_a_loss() -> None:
+    class Largest(nn.Module):
+        reduction = "max"
+
+        def forward(self, input: Tensor, target: Tensor) -> Tensor:
+            return (input - target).abs()
+
+    with pytest.raises(ValueError, match="^mixup_loss: expected reduction to be 'none', .* or 'batchmean', got 'max'$"):
+        mixup_loss(Largest(), EXAMPLE, torch.randn(4, 3), PER_SAMPLE)
 
 
 @pytest.mark.parametrize("loss", (F.mse_loss, lambda input, target: (input - target).flatten()))

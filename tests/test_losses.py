@@ -7,7 +7,7 @@ import inspect
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -105,7 +105,7 @@ def test_interpolated_loss_equals_the_loop(case: Case, reduction: str | None, mi
 @each_case
 def test_interpolated_targets_equal_the_loop_or_are_refused(case: Case, mix: Mix) -> None:
     if not case.takes_mixed_targets:
-        with pytest.raises(ValueError, match=f"got {type(case.loss).__name__}, which takes labels only; use"):
+        with pytest.raises(ValueError, match=f"got {type(case.loss).__name__} of labels or logarithms; use"):
             MixUpCriterion(case.loss, interpolate_loss=False)
         return
     raw = logits()
@@ -136,12 +136,49 @@ def test_the_default_mixes_values_and_keeps_labels_apart(case: Case, mix: Mix) -
     assert torch.equal(default, chosen)
 
 
-@pytest.mark.skipif(not hasattr(nn, "LinearCrossEntropyLoss"), reason="new in torch 2.13")
 @both_lams
-def test_linear_cross_entropy_is_the_cross_entropy_of_its_logits(mix: Mix) -> None:
-    loss, input = nn.LinearCrossEntropyLoss(5, 3, dtype=torch.float64), torch.randn(4, 5, dtype=torch.float64)
-    expected = reference.cross_entropy(loss.linear(input), LABELS, mix)
+def test_targets_that_are_logarithms_are_kept_apart(mix: Mix) -> None:
+    loss = nn.KLDivLoss(reduction="batchmean", log_target=True)
+    raw, target = logits(), real(4, 3).log_softmax(1)
+    input = raw.log_softmax(1)
+    expected = reference.interpolated_loss(unreduced(loss), input, target, mix, "batchmean")
+    assert_same_values_and_gradients(MixUpCriterion(loss)(input, target, mix), expected, raw)
+    with pytest.raises(ValueError, match="got KLDivLoss of labels or logarithms; use"):
+        MixUpCriterion(loss, interpolate_loss=False)
+
+
+INDEX_OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "weighted": {"weight": torch.tensor([1.0, 2.0, 5.0], dtype=torch.float64)},
+    "ignoring": {"ignore_index": 2},
+    "all": {
+        "weight": torch.tensor([1.0, 2.0, 5.0], dtype=torch.float64), "ignore_index": 2, "label_smoothing": 0.1,
+    },
+}  # fmt: skip
+each_index_option = pytest.mark.parametrize("options", INDEX_OPTIONS.values(), ids=INDEX_OPTIONS)
+
+
+@pytest.mark.skipif(not hasattr(nn, "LinearCrossEntropyLoss"), reason="new in torch 2.13")
+@each_index_option
+@both_lams
+def test_linear_cross_entropy_is_the_cross_entropy_of_its_logits(mix: Mix, options: dict[str, Any]) -> None:
+    loss = nn.LinearCrossEntropyLoss(5, 3, dtype=torch.float64, **options)
+    input = torch.randn(4, 5, dtype=torch.float64)
+    expected = reference.cross_entropy(loss.linear(input), LABELS, mix, **options)
     torch.testing.assert_close(MixUpCriterion(loss)(input, LABELS, mix), expected)
+
+
+class Tempered(nn.CrossEntropyLoss):
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return super().forward(input / 2, target)
+
+
+@each_index_option
+@both_lams
+def test_a_subclass_of_cross_entropy_has_its_mean(mix: Mix, options: dict[str, Any]) -> None:
+    raw = logits()
+    expected = reference.cross_entropy(raw / 2, LABELS, mix, **options)
+    assert_same_values_and_gradients(MixUpCriterion(Tempered(**options))(raw, LABELS, mix), expected, raw)
 
 
 def test_the_readme_says_the_same() -> None:

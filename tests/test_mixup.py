@@ -224,6 +224,17 @@ def test_activation_checkpointing_recomputes_the_same_draw(use_reentrant: bool) 
     torch.testing.assert_close(input.grad, expected)
 
 
+@pytest.mark.parametrize("use_reentrant", (False, True))
+def test_a_checkpointed_backward_sets_last_mix_again(use_reentrant: bool) -> None:
+    module = MixUp(1.0)
+    input = torch.randn(6, 3, requires_grad=True)
+    first = checkpoint(lambda x: module(x).tanh(), input, use_reentrant=use_reentrant)
+    first_mix = module.last_mix
+    module(torch.randn(6, 3))
+    first.sum().backward()
+    torch.testing.assert_close(module.last_mix, first_mix)  # documented: not that of the second forward
+
+
 def test_two_modules_and_two_models_do_not_meet() -> None:
     first, second = MixUp(1.0), MixUp(1.0)
     criteria = [MixUpCriterion(nn.CrossEntropyLoss(), module) for module in (first, second)]

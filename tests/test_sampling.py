@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -217,6 +218,13 @@ def test_alpha_out_of_range(alpha: float) -> None:
 def test_sample_beta_needs_a_positive_alpha() -> None:
     with pytest.raises(ValueError, match="^sample_beta: expected alpha to be a finite number > 0, got 0$"):
         sample_beta(0)
+
+
+@pytest.mark.parametrize("batch_size", (torch.randn(4, 3), (4, 3), 4.0))
+def test_batch_size_must_be_an_integer(batch_size: Any) -> None:
+    got = type(batch_size).__name__
+    with pytest.raises(TypeError, match=f"^sample_mix: expected batch_size to be an integer, got {got}; "):
+        sample_mix(batch_size)
 
 
 @pytest.mark.parametrize("p", (-0.1, 1.1, math.nan))
