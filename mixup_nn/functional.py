@@ -356,7 +356,7 @@ def _is_torch(loss: object, kind: type[ModuleT]) -> TypeGuard[ModuleT]:
     """Whether ``loss`` does just what torch's own ``kind`` does: no other forward, no hooks."""
     if not isinstance(loss, kind) or loss._forward_hooks or loss._forward_pre_hooks:
         return False
-    return type(loss).forward is kind.forward and "forward" not in vars(loss)
+    return type(loss).forward is kind.forward and "forward" not in loss.__dict__
 
 
 def _unreduced(loss: Any) -> Any:

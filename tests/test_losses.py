@@ -147,6 +147,13 @@ def test_targets_that_are_logarithms_are_kept_apart(mix: Mix) -> None:
         MixUpCriterion(loss, interpolate_loss=False)
 
 
+@both_lams
+def test_the_stirling_term_of_the_poisson_loss_is_not_linear_in_the_target(mix: Mix) -> None:
+    loss, input, target = nn.PoissonNLLLoss(full=True), logits().detach(), 6 * real(4, 3)
+    kept_apart, mixed = (MixUpCriterion(loss, interpolate_loss=mode)(input, target, mix) for mode in (True, False))
+    assert not torch.isclose(kept_apart, mixed)
+
+
 INDEX_OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "weighted": {"weight": torch.tensor([1.0, 2.0, 5.0], dtype=torch.float64)},
