@@ -212,6 +212,16 @@ def test_half_precision_losses_are_weighed_and_summed_in_float32(dtype: torch.dt
         assert (ours == expected.to(dtype)).double().mean() > 0.99  # all but those halfway between two numbers
 
 
+@both_lams
+@pytest.mark.parametrize("loss", (nn.CrossEntropyLoss(), nn.NLLLoss()))
+def test_losses_under_autocast_are_those_of_float32(loss: nn.Module, mix: Mix) -> None:
+    logits = torch.randn(4, 10).bfloat16()
+    expected = mixup_loss(loss, logits.float(), INDICES, mix)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = mixup_loss(loss, logits, INDICES, mix)
+    torch.testing.assert_close(ours, expected)  # its dtype too
+
+
 # Composer's functional form
 
 
@@ -380,6 +390,14 @@ def test_class_indices_cost_one_log_softmax_and_no_dense_target(
     input, target = torch.randn(4, 50), torch.tensor([0, 1, 2, 0])
     with Operations() as operations:
         mixup_cross_entropy(input, target, mix, reduction=reduction, **options)
+    assert [name for name, size in operations.made if size >= input.numel()] == ["_log_softmax"]
+
+
+@both_lams
+def test_the_loss_module_takes_the_same_short_way(mix: Mix) -> None:
+    input, loss = torch.randn(4, 50), nn.CrossEntropyLoss()
+    with Operations() as operations:
+        mixup_loss(loss, input, INDICES, mix)
     assert [name for name, size in operations.made if size >= input.numel()] == ["_log_softmax"]
 
 

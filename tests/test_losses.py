@@ -147,6 +147,11 @@ def test_targets_that_are_logarithms_are_kept_apart(mix: Mix) -> None:
         MixUpCriterion(loss, interpolate_loss=False)
 
 
+def test_a_compiled_loss_of_labels_is_recognised() -> None:
+    with pytest.raises(ValueError, match="of labels or logarithms; use"):
+        MixUpCriterion(torch.compile(nn.HingeEmbeddingLoss()), interpolate_loss=False)
+
+
 @both_lams
 def test_the_stirling_term_of_the_poisson_loss_is_not_linear_in_the_target(mix: Mix) -> None:
     loss, input, target = nn.PoissonNLLLoss(full=True), logits().detach(), 6 * real(4, 3)
