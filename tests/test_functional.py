@@ -438,6 +438,9 @@ def test_a_lam_in_half_precision_does_not_narrow_the_sums(shape: tuple[int, ...]
     torch.testing.assert_close(mixup_cross_entropy(input, target, mix).item(), math.log(3), atol=1e-3, rtol=0)
     mean = mixup_loss(nn.L1Loss(), input, input + 1, mix)
     assert (mean.item(), mean.dtype) == (1, torch.float16)
+    rough = torch.full(shape, 0.1, dtype=torch.float16)  # 1 - lam is none of its numbers
+    losses = [mixup_loss(nn.L1Loss(), EXAMPLE, EXAMPLE.flip(0), Mix(lam, CYCLE)) for lam in (rough, rough.float())]
+    torch.testing.assert_close(*losses, atol=0, rtol=0)
 
 
 @both_lams
