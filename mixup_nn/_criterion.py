@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from . import functional
-from ._mixup import MixUp
-from .sampling import Mix
+from ._losses import is_cross_entropy, mix_loss, needs_hard_targets
+from ._mix import Mix, check_tensor
+from ._modules import Mixer
+from .functional import mix_targets
 
-# Their targets are labels, and nothing between two labels is one.
-LABEL_LOSSES = (nn.HingeEmbeddingLoss, nn.MultiLabelMarginLoss, nn.MultiMarginLoss, nn.NLLLoss)
+WAYS_OUT = (
+    "use mixer.eval(), criterion.eval() or criterion.loss to validate; for the loss of another forward pass, pass its "
+    "mix, as in criterion(output, target, mix)"
+)
 
 
 class MixUpCriterion(nn.Module):
@@ -25,24 +29,24 @@ class MixUpCriterion(nn.Module):
         \qquad \text{or} \qquad
         \ell(x, \lambda y + (1 - \lambda)\, y_{\text{index}})
 
-    For a loss linear in its target (cross entropy, BCE) both are the same number; for MSE they differ by
-    :math:`\lambda (1 - \lambda)\, \mathrm{mean}((y - y_{\text{index}})^2)`.
+    Both give the same value for a loss linear in its target (:func:`functional.mix_loss` has the difference for MSE).
+    :class:`torch.nn.CrossEntropyLoss` on class indices is, and always takes :func:`functional.mix_cross_entropy`.
 
-    Which mix is used: the one passed; else the ``last_mix`` of the linked module while that module is in training
-    mode; else none, and the result is exactly ``loss(input, target)``. So one criterion serves training and
-    validation. A model called twice before the loss leaves the latest draw; for an older one, keep and pass its mix.
+    Which mix is used: the one passed; else the ``last_mix`` of the linked mixer while both are in training mode; else
+    none, and the result is exactly ``loss(input, target)``. So one criterion serves training and validation. The
+    linked mix is that of the latest forward pass of the mixer; for the loss of an older one, pass its mix.
 
-    Reductions, class weights and ``ignore_index`` are those of the loss; :func:`functional.mixup_loss` says how a
-    per-sample ``lam`` meets them, :func:`functional.mixup_cross_entropy` gives the weighted mean.
+    Reductions, class weights and ``ignore_index`` are those of the loss; :func:`functional.mix_loss` says how weights
+    per sample or position meet them.
 
     Args:
         loss: any callable of ``(input, target)``, such as ``nn.CrossEntropyLoss()``; never modified.
-        mixup: the :class:`MixUp` to follow. The link is no submodule: it adds nothing to ``state_dict``, and
-            ``criterion.eval()`` does not switch the linked module.
+        mixer: the :class:`Mixer` to follow. The link is not a submodule: it adds nothing to ``state_dict``, and
+            ``criterion.eval()`` does not switch the mixer.
         interpolate_loss: True interpolates the losses. False interpolates the targets, and makes integer targets
             dense, with ``input.shape[1]`` classes in the dtype of ``input``, for a loss that takes dense targets.
             None (default) interpolates the loss for integer targets and the target for floating ones; always the
-            loss for torch's losses of labels (hinge embedding, multi-margin, NLL) and of logarithms
+            loss for torch's losses of hard labels (hinge embedding, multi-margin, NLL) and of logarithms
             (``nn.KLDivLoss(log_target=True)``).
 
     Shape:
@@ -51,11 +55,11 @@ class MixUpCriterion(nn.Module):
         - output: what ``loss`` returns.
 
     Raises:
-        TypeError: ``loss`` is not callable, or a class; ``mixup`` is no :class:`MixUp`, or ``interpolate_loss`` no
-            bool; on call with a mix, ``target`` is no tensor or ``mix`` no :class:`Mix`.
-        ValueError: ``interpolate_loss=False`` with a loss of labels or logarithms; on call, as
-            :func:`functional.mixup_loss` and :func:`functional.mix_targets`.
-        RuntimeError: the linked module is in training mode but has drawn nothing yet.
+        TypeError: ``loss`` is not callable, or a class; ``mixer`` is not a :class:`Mixer`, or ``interpolate_loss`` not
+            a bool; on call with a mix, ``target`` is not a tensor or ``mix`` not a :class:`Mix`.
+        ValueError: ``interpolate_loss=False`` with a loss of hard labels or logarithms; on call, as
+            :func:`functional.mix_loss` and :func:`functional.mix_targets`.
+        RuntimeError: mixer and criterion are in training mode, but nothing has been drawn yet, or gradients are off.
 
     Example:
         >>> import torch
@@ -76,76 +80,68 @@ class MixUpCriterion(nn.Module):
         https://arxiv.org/abs/1710.09412
     """
 
-    mixup: MixUp | None
+    mixer: Mixer | None
 
     def __init__(
-        self,
-        loss: Callable[[Tensor, Tensor], Tensor],
-        mixup: MixUp | None = None,
-        *,
-        interpolate_loss: bool | None = None,
+        self, loss: Callable[[Any, Tensor], Tensor], mixer: Mixer | None = None, *, interpolate_loss: bool | None = None
     ) -> None:
         super().__init__()
         if not callable(loss):
-            raise TypeError(f"MixUpCriterion: expected loss to be callable, got {type(loss).__name__}")
+            raise TypeError(f"expected loss to be callable, got {type(loss).__name__}")
         if isinstance(loss, type):
-            raise TypeError(f"MixUpCriterion: expected a loss, got the class {loss.__name__}; use {loss.__name__}()")
-        if interpolate_loss not in (None, True, False):
-            raise TypeError(
-                f"MixUpCriterion: expected interpolate_loss to be True, False or None, got {interpolate_loss!r}"
-            )
-        if interpolate_loss is False and _has_unmixable_targets(loss):
-            raise ValueError(
-                "MixUpCriterion: expected a loss that takes dense targets with interpolate_loss=False, got "
-                f"{type(loss).__name__} of labels or logarithms; use interpolate_loss=True"
-            )
+            raise TypeError(f"expected a loss, got the class {loss.__name__}; use {loss.__name__}()")
+        if interpolate_loss is not None and not isinstance(interpolate_loss, bool):
+            raise TypeError(f"expected interpolate_loss to be True, False or None, got {interpolate_loss!r}")
+        if interpolate_loss is False and needs_hard_targets(loss):
+            got = f"{type(loss).__name__} of hard labels or logarithms"
+            raise ValueError(f"expected a loss of dense targets, got {got}; use interpolate_loss=True")
         self.loss = loss
-        self.mixup = mixup
+        self.mixer = mixer
         self.interpolate_loss = interpolate_loss
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name != "mixup":
+        if name != "mixer":
             super().__setattr__(name, value)
-        elif value is None or isinstance(value, MixUp):
-            object.__setattr__(self, name, value)  # past nn.Module, which would make the link a submodule
+        elif value is None or isinstance(value, Mixer):
+            self.__dict__[name] = value  # nn.Module would make it a submodule
         else:
-            raise TypeError(
-                f"MixUpCriterion: expected mixup to be a MixUp, got {type(value).__name__}; "
-                "link the MixUp module itself, not the model that holds it"
-            )
+            got = type(value).__name__
+            raise TypeError(f"expected mixer to be a Mixer, got {got}; link the mixer, not the model that holds it")
 
-    def forward(self, input: Tensor, target: Tensor, mix: Mix | None = None) -> Tensor:
+    def forward(self, input: Any, target: Tensor, mix: Mix | None = None) -> Tensor:
         if mix is None:
-            mix = self._linked_mix()
+            mix = self._linked_mix(target)
         if mix is None:
             return self.loss(input, target)
-        functional.check_tensor("MixUpCriterion", "target", target)
+        check_tensor("target", target)
+        floating = target.is_floating_point()
         interpolate_loss = self.interpolate_loss
         if interpolate_loss is None:
-            interpolate_loss = not target.is_floating_point() or _has_unmixable_targets(self.loss)
-        if interpolate_loss:
-            return functional.mixup_loss(self.loss, input, target, mix)
-        if target.is_floating_point():
-            return self.loss(input, functional.mix_targets(target, mix))
-        dense = functional.mix_targets(target, mix, input.shape[1] if input.ndim > 1 else None)
+            interpolate_loss = not floating or needs_hard_targets(self.loss)
+        if interpolate_loss or (not floating and is_cross_entropy(self.loss)):
+            return mix_loss(self.loss, input, target, mix)
+        if floating:
+            return self.loss(input, mix_targets(target, mix))
+        dense = mix_targets(target, mix, input.shape[1] if input.ndim > 1 else None)
         return self.loss(input, dense.to(input.dtype))
 
-    def _linked_mix(self) -> Mix | None:
-        if self.mixup is None or not self.mixup.training:
+    def _linked_mix(self, target: Tensor) -> Mix | None:
+        """The mix that the linked mixer last applied; none outside training, never one that cannot be meant."""
+        if self.mixer is None or not (self.training and self.mixer.training):
             return None
-        if self.mixup.last_mix is None:
+        mix = self.mixer.last_mix
+        if mix is None:
+            raise RuntimeError(f"expected the linked mixer to have mixed a batch, got none; call it, or {WAYS_OUT}")
+        if not torch.is_grad_enabled():
             raise RuntimeError(
-                "MixUpCriterion: expected the linked MixUp to have drawn a mix, got None; "
-                "call the model in training mode before the loss, or pass the mix"
+                "expected gradients with mixer and criterion in training mode, got them off: usually validation, of an "
+                f"EMA copy or with a mixer outside the model, which model.eval() does not reach; {WAYS_OUT}"
             )
-        return self.mixup.last_mix
+        if isinstance(target, Tensor) and target.ndim and target.shape[0] != mix.index.shape[0]:
+            got = f"expected target to have the batch size of the last mix, {mix.index.shape[0]}, got {target.shape[0]}"
+            raise ValueError(f"{got}; {WAYS_OUT}")
+        return mix
 
     def extra_repr(self) -> str:
-        linked = "None" if self.mixup is None else f"MixUp({self.mixup.extra_repr()})"
-        return f"mixup={linked}, interpolate_loss={self.interpolate_loss}"
-
-
-def _has_unmixable_targets(loss: Any) -> bool:
-    """Whether the targets of ``loss`` are labels or logarithms, of which no mixture is one."""
-    loss = getattr(loss, "_orig_mod", loss)  # what torch.compile wraps
-    return isinstance(loss, LABEL_LOSSES) or getattr(loss, "log_target", False) is True
+        linked = None if self.mixer is None else f"{type(self.mixer).__name__}({self.mixer.extra_repr()})"
+        return f"mixer={linked}, interpolate_loss={self.interpolate_loss}"

@@ -1,50 +1,27 @@
-"""Draw a :class:`Mix`: the only file that touches random numbers."""
+"""Draw a :class:`~mixup_nn.Mix`: the only file that touches random numbers."""
 
 from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Sequence
+from functools import reduce
+from itertools import accumulate
 from numbers import Integral, Real
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["Mix", "sample_beta", "sample_mix"]
+from ._mix import Mix, append_dims
 
+__all__ = ["sample_beta", "sample_cutmix", "sample_mixup"]
 
-class Mix(NamedTuple):
-    r"""One draw of MixUp: who each sample is mixed with, and how much of it stays.
-
-    Sample :math:`i` of a mixed batch is :math:`\lambda_i x_i + (1 - \lambda_i)\, x_{\text{index}_i}`.
-    A ``Mix`` is plain data: build one by hand, keep it, or apply it to as many tensors as you like.
-
-    Attributes:
-        lam: weight of the *original* sample, a floating tensor in [0, 1] (the library draws float32); shape
-            ``()`` for one weight per batch or ``(B,)`` for one per sample.
-        index: partner of each sample, an int64 permutation of ``range(B)``, shape ``(B,)``.
-
-    The values are the caller's duty: reading them to check would stall the device and break a compiled graph.
-
-    Example:
-        >>> import torch
-        >>> from mixup_nn import Mix
-        >>> from mixup_nn.functional import mixup
-        >>> mix = Mix(lam=torch.tensor(0.75), index=torch.tensor([1, 2, 0]))
-        >>> mixup(torch.tensor([0.0, 4.0, 8.0]), mix)
-        tensor([1., 5., 6.])
-    """
-
-    lam: Tensor
-    index: Tensor  # type: ignore[assignment]  # takes the name of tuple.index, which no draw needs
+Device = torch.device | str | None
+Generator = torch.Generator | None
 
 
 def sample_beta(
-    alpha: float,
-    shape: tuple[int, ...] = (),
-    *,
-    device: torch.device | str | None = None,
-    generator: torch.Generator | None = None,
+    alpha: float, shape: Sequence[int] = (), *, device: Device = None, generator: Generator = None
 ) -> Tensor:
     r"""Draw from the symmetric Beta distribution, :math:`\lambda \sim \mathrm{Beta}(\alpha, \alpha)`.
 
@@ -83,87 +60,185 @@ def sample_beta(
         R. W. Bailey, *Polar generation of random variates with the t-distribution*, Mathematics of Computation
         62 (1994).
     """
-    check_number("sample_beta", "alpha", alpha, sys.float_info.min, sys.float_info.max, "a finite number > 0")
-    return _beta(alpha, shape, device, generator)
+    alpha = check_number("alpha", alpha, sys.float_info.min, sys.float_info.max, "a finite number > 0")
+    u, v = _uniform((2, *shape), device, generator).unbind()
+    return _beta(u, v, alpha)
 
 
-def sample_mix(
+def sample_mixup(
     batch_size: int,
     alpha: float = 0.2,
     *,
     per_sample: bool = False,
     p: float = 1.0,
-    device: torch.device | str | None = None,
-    generator: torch.Generator | None = None,
+    device: Device = None,
+    generator: Generator = None,
 ) -> Mix:
-    r"""Draw a :class:`Mix` for a batch: :math:`\lambda \sim \mathrm{Beta}(\alpha, \alpha)` and partners.
+    r"""Draw the :class:`~mixup_nn.Mix` of MixUp: :math:`\lambda \sim \mathrm{Beta}(\alpha, \alpha)` and partners.
 
     ``index`` is a uniformly random *cyclic* permutation, so in a batch of two or more no sample is its own partner.
 
     Args:
         batch_size: number of samples, ``B``.
-        alpha: parameter of the Beta distribution, a finite number >= 0; 0 gives ``lam = 1`` (plain training).
-            0.2 suits ImageNet, 1.0 CIFAR-10.
+        alpha: parameter of the Beta distribution, a finite number >= 0; 0 gives ``lam = 1``, plain training.
         per_sample: draw one ``lam`` per sample, shape ``(B,)``, instead of one per batch, shape ``()``.
         p: probability of mixing; otherwise ``lam`` is 1. One decision per batch, or per sample with ``per_sample``.
         device: device of the result; torch's default device if not given.
         generator: source of randomness; eager mode only, as a ``torch.Generator`` cannot enter a compiled graph.
 
     Raises:
-        TypeError: ``batch_size`` is no integer; ``alpha`` or ``p`` is not a number.
+        TypeError: ``batch_size`` is not an integer; ``alpha`` or ``p`` is not a number.
         ValueError: ``alpha`` is negative or not finite, or ``p`` is outside [0, 1].
 
     Example:
         >>> import torch
-        >>> from mixup_nn.sampling import sample_mix
-        >>> mix = sample_mix(4, alpha=1.0, per_sample=True)
+        >>> from mixup_nn.sampling import sample_mixup
+        >>> mix = sample_mixup(4, alpha=1.0, per_sample=True)
         >>> mix.lam.shape, sorted(mix.index.tolist())
         (torch.Size([4]), [0, 1, 2, 3])
+
+    Reference:
+        https://arxiv.org/abs/1710.09412
     """
     if not isinstance(batch_size, (Integral, torch.SymInt)):
-        raise TypeError(f"sample_mix: expected batch_size to be an integer, got {type(batch_size).__name__}; as len(x)")
-    check_alpha("sample_mix", alpha)
-    check_p("sample_mix", p)
-    shape = (batch_size,) if per_sample else ()
-    lam = _beta(alpha, shape, device, generator)
-    # A compiled graph always has the gate, and compares tensors only: a branch on a number asks for one more graph.
-    if torch.compiler.is_compiling() or alpha == 0 or p < 1:
-        mixes = (_rand(shape, device, generator) < p) & (torch.zeros_like(lam) < alpha)
-        lam = torch.where(mixes, lam, 1)
-    # argsort(rand) rather than randperm, whose use as an index crashes Inductor in torch 2.13 (pytorch#183988).
-    order = _rand((batch_size,), device, generator).argsort()
-    # Walk the samples in random order; the partner of each is the next on the walk, and the last meets the first.
-    index = order.scatter(0, order, order.roll(-1))
-    return Mix(lam, index)
+        raise TypeError(f"expected batch_size to be an integer, got {type(batch_size).__name__}; as in len(x)")
+    lam = mixup_lam(batch_size, check_alpha(alpha), per_sample=per_sample, device=device, generator=generator)
+    lam = gate(lam, check_p(p), generator)
+    return Mix(lam, cycle(batch_size, device, generator))
 
 
-def check_number(owner: str, name: str, value: float, low: float, high: float, meaning: str) -> None:
-    """Raise, in the name of ``owner``, unless ``value`` is a real number in ``[low, high]``."""
-    if not isinstance(value, Real):
-        raise TypeError(f"{owner}: expected {name} to be a number, got {type(value).__name__}")
-    if not low <= float(value) <= high:
-        raise ValueError(f"{owner}: expected {name} to be {meaning}, got {value}")
+def sample_cutmix(
+    shape: Sequence[int],
+    alpha: float = 1.0,
+    *,
+    per_sample: bool = False,
+    p: float = 1.0,
+    device: Device = None,
+    generator: Generator = None,
+) -> Mix:
+    r"""Draw the :class:`~mixup_nn.Mix` of CutMix: a box that is taken from the partner, and partners.
+
+    The box has the share :math:`1 - \lambda` of a sample, :math:`\lambda \sim \mathrm{Beta}(\alpha, \alpha)`, its
+    sides :math:`(1 - \lambda)^{1/k}` of the ``k`` sides of the sample. Its centre is uniform, and it is clipped at the
+    border. ``lam`` is 0 inside the box and 1 outside, so its mean is the share of the original after clipping.
+    Partners are drawn as in :func:`sample_mixup`.
+
+    Args:
+        shape: shape of the inputs, ``(B, C, *spatial)`` with one to three spatial dimensions.
+        alpha: parameter of the Beta distribution, a finite number >= 0; 0 gives ``lam = 1``, plain training.
+        per_sample: draw one box per sample, ``lam`` of shape ``(B, 1, *spatial)``, instead of one per batch,
+            ``(1, 1, *spatial)``.
+        p: probability of mixing; otherwise ``lam`` is 1. One decision per batch, or per sample with ``per_sample``.
+        device: device of the result; torch's default device if not given.
+        generator: source of randomness; eager mode only, as a ``torch.Generator`` cannot enter a compiled graph.
+
+    Raises:
+        TypeError: ``alpha`` or ``p`` is not a number.
+        ValueError: ``shape`` has not one to three spatial dimensions, ``alpha`` is negative or not finite, or ``p`` is
+            outside [0, 1].
+
+    Example:
+        >>> import torch
+        >>> from mixup_nn.sampling import sample_cutmix
+        >>> mix = sample_cutmix((4, 3, 32, 32))
+        >>> mix.lam.shape, mix.index.shape
+        (torch.Size([1, 1, 32, 32]), torch.Size([4]))
+
+    Reference:
+        S. Yun, D. Han, S. J. Oh, S. Chun, J. Choe, Y. Yoo, *CutMix: Regularization Strategy to Train Strong
+        Classifiers with Localizable Features*, ICCV 2019, https://arxiv.org/abs/1905.04899
+    """
+    lam = cutmix_lam(shape, check_alpha(alpha), per_sample=per_sample, device=device, generator=generator)
+    lam = gate(lam, check_p(p), generator)
+    return Mix(lam, cycle(shape[0], device, generator))
 
 
-def check_alpha(owner: str, alpha: float) -> None:
-    """Raise, in the name of ``owner``, unless ``alpha`` is a parameter of the Beta distribution, or 0."""
-    check_number(owner, "alpha", alpha, 0, sys.float_info.max, "a finite number >= 0")
+# What a mix is drawn from: the mixers join these too. Their arguments are checked where the user sets them.
 
 
-def check_p(owner: str, p: float) -> None:
-    """Raise, in the name of ``owner``, unless ``p`` is a probability."""
-    check_number(owner, "p", p, 0, 1, "a probability in [0, 1]")
-
-
-def _beta(
-    alpha: float, shape: tuple[int, ...], device: torch.device | str | None, generator: torch.Generator | None
+def mixup_lam(
+    batch_size: int, alpha: float, *, per_sample: bool, device: Device = None, generator: Generator = None
 ) -> Tensor:
-    u, v = _rand((2, *shape), device, generator)
+    """One ``lam`` of shape ``()``, or ``(B,)`` with ``per_sample``."""
+    u, v = _uniform((2, batch_size) if per_sample else (2,), device, generator).unbind()
+    return _beta(u, v, alpha)
+
+
+def cutmix_lam(
+    shape: Sequence[int], alpha: float, *, per_sample: bool, device: Device = None, generator: Generator = None
+) -> Tensor:
+    """One ``lam`` of shape ``(1, 1, *spatial)``, or ``(B, 1, *spatial)`` with ``per_sample``."""
+    spatial = shape[2:]
+    if not 1 <= len(spatial) <= 3:
+        raise ValueError(
+            f"expected inputs of shape (B, C, *spatial) with one to three spatial dimensions, got {tuple(shape)}; "
+            "CutMix needs positions, MixUp does not"
+        )
+    samples = (shape[0] if per_sample else 1, 1) + (1,) * len(spatial)
+    u, v, *centers = _uniform((2 + len(spatial), *samples), device, generator).unbind()
+    half_side = (1 - _beta(u, v, alpha)).pow(1 / len(spatial)) / 2
+    outside = []
+    for axis, (size, center) in enumerate(zip(spatial, centers, strict=True), start=2):
+        middles = append_dims(torch.arange(0.5, size, dtype=torch.float32, device=u.device) / size, u.ndim - axis)
+        outside.append((middles - center).abs() >= half_side)
+    return reduce(torch.logical_or, outside).float()
+
+
+def gate(lam: Tensor, p: float, generator: Generator = None) -> Tensor:
+    """``lam`` with probability ``p``, else 1; one decision for each entry of its first dimension."""
+    # A compiled graph always has the gate, and compares tensors only: a branch on a number asks for one more graph.
+    if not torch.compiler.is_compiling() and p == 1:
+        return lam
+    uniform = _uniform(lam.shape[:1] + (1,) * (lam.ndim - 1), lam.device, generator)
+    return torch.where(uniform < p, lam, 1)
+
+
+def choose(lams: Sequence[Tensor], p: Sequence[float], batch_size: int | None) -> Tensor:
+    """One of ``lams`` with the probabilities ``p``; for each sample of a batch where ``batch_size`` is given."""
+    ndim = max(lam.ndim for lam in lams)
+    uniform = append_dims(_uniform(() if batch_size is None else (batch_size,), lams[0].device, None), ndim)
+    chosen, *others = (append_dims(lam, ndim) if lam.ndim == 1 else lam for lam in lams)
+    for share, lam in zip(accumulate(p), others, strict=False):
+        chosen = torch.where(uniform < share, chosen, lam)
+    return chosen
+
+
+def cycle(batch_size: int, device: Device = None, generator: Generator = None) -> Tensor:
+    """A uniformly random cyclic permutation: the samples in random order, the partner of each is the next."""
+    # argsort(rand) rather than randperm, whose use as an index crashes Inductor in torch 2.13 (pytorch#183988);
+    # cat rather than roll, which cannot take the unbacked batch size of a selection such as x[mask].
+    order = _uniform((batch_size,), device, generator).argsort()
+    return order.scatter(0, order, torch.cat((order[1:], order[:1])))
+
+
+def check_number(name: str, value: float, low: float, high: float, meaning: str) -> float:
+    """Return ``value`` as a float; raise unless it is a real number in ``[low, high]``."""
+    if not isinstance(value, Real):
+        raise TypeError(f"expected {name} to be a number, got {type(value).__name__}")
+    if not low <= float(value) <= high:
+        raise ValueError(f"expected {name} to be {meaning}, got {value}")
+    return float(value)
+
+
+def check_alpha(alpha: float) -> float:
+    """Return ``alpha`` as a float; raise unless it is a parameter of the Beta distribution, or 0."""
+    return check_number("alpha", alpha, 0, sys.float_info.max, "a finite number >= 0")
+
+
+def check_p(p: float) -> float:
+    """Return ``p`` as a float; raise unless it is a probability."""
+    return check_number("p", p, 0, 1, "a probability in [0, 1]")
+
+
+def _beta(u: Tensor, v: Tensor, alpha: float) -> Tensor:
     t = torch.expm1(torch.log1p(-u) / -alpha).sqrt() * torch.cos(2 * math.pi * v)
-    return torch.sigmoid(2 * torch.asinh(t))  # 1/2 + t / (2 sqrt(1 + t^2)), without its cancellation near 0
+    lam = torch.sigmoid(2 * torch.asinh(t))  # 1/2 + t / (2 sqrt(1 + t^2)), without its cancellation near 0
+    if torch.compiler.is_compiling() or alpha == 0:  # as in gate
+        lam = torch.where(torch.zeros_like(u) < alpha, lam, 1)
+    return lam
 
 
-def _rand(shape: tuple[int, ...], device: torch.device | str | None, generator: torch.Generator | None) -> Tensor:
+def _uniform(shape: Sequence[int], device: Device, generator: Generator) -> Tensor:
     # generator=None handed to torch.rand breaks a compiled graph with dynamic shapes (torch 2.13): leave it out.
     if generator is None:
         return torch.rand(shape, device=device, dtype=torch.float32)

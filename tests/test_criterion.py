@@ -3,127 +3,197 @@
 from __future__ import annotations
 
 import copy
+import pickle
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
+from torch.optim.swa_utils import AveragedModel
 
-from mixup_nn import Mix, MixUp, MixUpCriterion
-from mixup_nn.functional import mix_targets, mixup_loss
+from mixup_nn import Mix, Mixer, MixUp, MixUpCriterion
+from mixup_nn.functional import mix_loss, mix_targets
 
 from . import reference
+from .cases import PER_SAMPLE, SCALAR, applied, both_lams, each_mixer, lams_of
 
 INPUT = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
 INDICES = torch.tensor([0, 1, 2, 0])
 DENSE = torch.rand(4, 3, generator=torch.Generator().manual_seed(1))
-CYCLE = torch.tensor([2, 3, 1, 0])
-SCALAR = Mix(torch.tensor(0.3), CYCLE)
-PER_SAMPLE = Mix(torch.tensor([0.1, 0.6, 1.0, 0.0]), CYCLE)
-both_lams = pytest.mark.parametrize("mix", (SCALAR, PER_SAMPLE), ids=("per_batch", "per_sample"))
+IMAGES = torch.randn(4, 3, 4, 5, generator=torch.Generator().manual_seed(2))
+MIXES = lams_of(4, 5)
+each_lam = pytest.mark.parametrize("mix", MIXES.values(), ids=MIXES)
 
 
 def linked(alpha: float = 1.0) -> tuple[MixUp, MixUpCriterion]:
-    module = MixUp(alpha)
-    return module, MixUpCriterion(nn.CrossEntropyLoss(), module)
+    mixup = MixUp(alpha)
+    return mixup, MixUpCriterion(nn.CrossEntropyLoss(), mixup)
 
 
 # Which mix
 
 
-def test_uses_the_draw_of_the_linked_module_and_draws_nothing_itself() -> None:
-    module, criterion = linked()
-    module(INPUT)
+@each_mixer
+def test_uses_the_draw_of_the_linked_mixer_and_draws_nothing_itself(make: Callable[[], Mixer]) -> None:
+    mixer = make()
+    criterion = MixUpCriterion(nn.CrossEntropyLoss(), mixer)
+    mixer(IMAGES)
     state = torch.get_rng_state()
     loss = criterion(INPUT, INDICES)
     assert torch.equal(torch.get_rng_state(), state)
-    assert module.last_mix is not None
-    torch.testing.assert_close(loss, mixup_loss(F.cross_entropy, INPUT, INDICES, module.last_mix))
+    torch.testing.assert_close(loss, reference.cross_entropy(INPUT, INDICES, applied(mixer)).float())
     assert torch.equal(criterion(INPUT, INDICES), loss)
 
 
 def test_a_mix_passed_comes_before_the_linked_one() -> None:
-    module, criterion = linked()
-    module(INPUT)
+    mixup, criterion = linked()
+    mixup(INPUT)
     for training in (True, False):
-        module.train(training)
-        torch.testing.assert_close(
-            criterion(INPUT, INDICES, SCALAR), mixup_loss(F.cross_entropy, INPUT, INDICES, SCALAR)
-        )
+        mixup.train(training)
+        criterion.train(training)
+        torch.testing.assert_close(criterion(INPUT, INDICES, SCALAR), mix_loss(F.cross_entropy, INPUT, INDICES, SCALAR))
 
 
 def test_the_latest_of_two_forwards_counts_and_an_older_one_is_passed() -> None:
-    module, criterion = linked()
-    module(INPUT)
-    older = module.last_mix
-    module(INPUT)
-    assert older is not None
-    assert module.last_mix is not None
-    assert torch.equal(criterion(INPUT, INDICES), criterion(INPUT, INDICES, module.last_mix))
+    mixup, criterion = linked()
+    mixup(INPUT)
+    older = applied(mixup)
+    mixup(INPUT)
+    assert torch.equal(criterion(INPUT, INDICES), criterion(INPUT, INDICES, applied(mixup)))
     assert criterion(INPUT, INDICES, older) != criterion(INPUT, INDICES)
+
+
+def test_follows_a_mix_of_ones_own_that_the_mixer_applied() -> None:
+    mixup, criterion = linked()
+    mixup(INPUT)
+    mixup(INPUT, SCALAR)
+    assert torch.equal(criterion(INPUT, INDICES), criterion(INPUT, INDICES, SCALAR))
+    mixup.last_mix = PER_SAMPLE  # as a model does that mixes in a way of its own
+    assert torch.equal(criterion(INPUT, INDICES), criterion(INPUT, INDICES, PER_SAMPLE))
+
+
+# No stale draw in silence
+
+OFF = "^expected gradients with mixer and criterion in training mode, got them off: .*EMA copy"
+
+
+def assert_raises_and_the_ways_out_give_the_plain_loss(
+    mixer: Mixer, criterion: MixUpCriterion, output: Tensor, error: type[Exception], message: str
+) -> None:
+    target = INDICES[: len(output)]
+    plain = F.cross_entropy(output, target)
+    with pytest.raises(error, match=message) as raised:
+        criterion(output, target)
+    for way_out in ("mixer.eval()", "criterion.eval()", "criterion.loss", "criterion(output, target, mix)"):
+        assert way_out in str(raised.value)
+    assert torch.equal(criterion.loss(output, target), plain)
+    assert torch.equal(criterion.eval()(output, target), plain)
+    criterion.train()
+    mixer.eval()
+    assert torch.equal(criterion(output, target), plain)
+
+
+@each_mixer
+def test_validation_of_an_ema_copy_while_the_student_trains(make: Callable[[], Mixer]) -> None:
+    student = nn.Sequential(make(), nn.Flatten(), nn.Linear(60, 3))
+    criterion = MixUpCriterion(nn.CrossEntropyLoss(), student[0])  # type: ignore[arg-type]
+    ema = AveragedModel(student)
+    criterion(student(IMAGES), INDICES).backward()
+    ema.eval()
+    with torch.no_grad():
+        assert_raises_and_the_ways_out_give_the_plain_loss(student[0], criterion, ema(IMAGES), RuntimeError, OFF)  # type: ignore[arg-type]
+
+
+def test_validation_with_a_mixer_that_model_eval_does_not_reach() -> None:
+    mixup, criterion = linked()
+    model = nn.Linear(3, 3)
+    criterion(model(mixup(INPUT)), INDICES).backward()
+    model.eval()
+    with torch.inference_mode():
+        assert_raises_and_the_ways_out_give_the_plain_loss(mixup, criterion, model(INPUT), RuntimeError, OFF)
+
+
+def test_another_batch_size_than_the_last_mixed() -> None:
+    mixup, criterion = linked()
+    mixup(INPUT)
+    message = "^expected target to have the batch size of the last mix, 4, got 3; "
+    assert_raises_and_the_ways_out_give_the_plain_loss(mixup, criterion, INPUT[:3], ValueError, message)
+
+
+def test_nothing_mixed_yet() -> None:
+    mixup, criterion = linked()
+    message = "^expected the linked mixer to have mixed a batch, got none; call it, or "
+    assert_raises_and_the_ways_out_give_the_plain_loss(mixup, criterion, INPUT, RuntimeError, message)
+
+
+def test_a_mix_passed_is_applied_without_gradients_too() -> None:
+    mixup, criterion = linked()
+    mixup(INPUT)
+    with torch.no_grad():
+        assert torch.equal(
+            criterion(INPUT, INDICES, SCALAR), MixUpCriterion(nn.CrossEntropyLoss())(INPUT, INDICES, SCALAR)
+        )
 
 
 @pytest.mark.parametrize("target", (INDICES, DENSE), ids=("indices", "dense"))
 @pytest.mark.parametrize("interpolate_loss", (None, True, False))
 def test_is_the_plain_loss_without_a_mix(interpolate_loss: bool | None, target: Tensor) -> None:
-    module, loss = MixUp(1.0), nn.CrossEntropyLoss()
-    module(INPUT)
-    module.eval()
-    for link in (None, module):
+    mixup, loss = MixUp(1.0), nn.CrossEntropyLoss()
+    mixup(INPUT)
+    mixup.eval()
+    for link in (None, mixup):
         criterion = MixUpCriterion(loss, link, interpolate_loss=interpolate_loss)
         assert torch.equal(criterion(INPUT, target), loss(INPUT, target))
 
 
-def test_follows_the_mode_of_the_linked_module_not_its_own() -> None:
-    module, criterion = linked()
-    module(INPUT)
-    mixed = criterion(INPUT, INDICES)
-    assert torch.equal(criterion.eval()(INPUT, INDICES), mixed)
-    assert module.training
-    module.eval()
-    assert torch.equal(criterion.train()(INPUT, INDICES), F.cross_entropy(INPUT, INDICES))
-    assert not module.training
-
-
-def test_nothing_drawn_yet() -> None:
-    _, criterion = linked()
-    with pytest.raises(RuntimeError, match="^MixUpCriterion: expected the linked MixUp to have drawn .*call the model"):
-        criterion(INPUT, INDICES)
+def test_is_the_plain_loss_where_mixer_or_criterion_is_in_eval_mode() -> None:
+    mixup, criterion = linked()
+    mixup(INPUT)
+    mixed, plain = criterion(INPUT, INDICES), F.cross_entropy(INPUT, INDICES)
+    assert mixed != plain
+    assert torch.equal(criterion.eval()(INPUT, INDICES), plain)
+    assert mixup.training
+    mixup.eval()
+    assert torch.equal(criterion.train()(INPUT, INDICES), plain)
+    assert not mixup.training
+    mixup.train()
+    assert torch.equal(criterion(INPUT, INDICES), mixed)
 
 
 def test_one_criterion_for_two_heads() -> None:
-    module, criterion = linked()
-    hidden = module(INPUT)
-    assert module.last_mix is not None
+    mixup, criterion = linked()
+    hidden = mixup(INPUT)
     total = criterion(hidden, INDICES) + criterion(2 * hidden, INDICES.flip(0))
-    expected = mixup_loss(F.cross_entropy, hidden, INDICES, module.last_mix)
-    expected = expected + mixup_loss(F.cross_entropy, 2 * hidden, INDICES.flip(0), module.last_mix)
+    expected = mix_loss(F.cross_entropy, hidden, INDICES, applied(mixup))
+    expected = expected + mix_loss(F.cross_entropy, 2 * hidden, INDICES.flip(0), applied(mixup))
     torch.testing.assert_close(total, expected)
 
 
 @pytest.mark.parametrize("assigned", (False, True))
 def test_the_link_is_no_submodule(assigned: bool) -> None:
-    module, criterion = linked()
+    mixup, criterion = linked()
     if assigned:
-        module = MixUp()
-        criterion.mixup = module
+        mixup = MixUp()
+        criterion.mixer = mixup
     criterion.eval()
-    assert module.training
-    parent = nn.ModuleDict({"mixup": module, "criterion": criterion})
+    assert mixup.training
+    parent = nn.ModuleDict({"mixup": mixup, "criterion": criterion})
     assert not parent.state_dict()
-    assert module not in list(criterion.modules())
+    assert mixup not in list(criterion.modules())
     parent["criterion"].to(torch.float64)
     assert [name for name, _ in criterion.named_modules()] == ["", "loss"]
 
 
 def test_a_criterion_moved_after_linking_moves_the_loss() -> None:
-    module = MixUp(1.0)
-    criterion = MixUpCriterion(nn.CrossEntropyLoss(weight=torch.ones(3)), module).double()
-    nn.Sequential(module).double()
+    mixup = MixUp(1.0)
+    criterion = MixUpCriterion(nn.CrossEntropyLoss(weight=torch.ones(3)), mixup).double()
+    nn.Sequential(mixup).double()
     for per_sample in (False, True):
-        module.per_sample = per_sample
-        output = module(INPUT.double())
+        mixup.per_sample = per_sample
+        output = mixup(INPUT.double())
         assert criterion(output, INDICES).dtype == torch.float64
     bce = MixUpCriterion(nn.BCEWithLogitsLoss(pos_weight=torch.ones(3)), interpolate_loss=True).double()
     assert bce(INPUT.double(), DENSE.double(), PER_SAMPLE).dtype == torch.float64
@@ -131,9 +201,9 @@ def test_a_criterion_moved_after_linking_moves_the_loss() -> None:
 
 def test_moves_between_devices_with_its_model(device: str) -> None:
     model = nn.Sequential(MixUp(1.0), nn.Linear(3, 3))
-    module = model[0]
-    assert isinstance(module, MixUp)
-    criterion = MixUpCriterion(nn.CrossEntropyLoss(weight=torch.ones(3)), module)
+    mixup = model[0]
+    assert isinstance(mixup, MixUp)
+    criterion = MixUpCriterion(nn.CrossEntropyLoss(weight=torch.ones(3)), mixup)
     model.to(device)
     criterion.to(device)
     criterion(model(INPUT.to(device)), INDICES.to(device)).backward()
@@ -142,22 +212,22 @@ def test_moves_between_devices_with_its_model(device: str) -> None:
 # Which of the two things
 
 
-@both_lams
+@each_lam
 def test_integer_targets_interpolate_the_loss_and_floating_ones_the_target(mix: Mix) -> None:
     mse = nn.MSELoss()
     by_default, by_loss, by_target = (
         MixUpCriterion(mse, interpolate_loss=mode)(INPUT, DENSE, mix) for mode in (None, True, False)
     )
     assert torch.equal(by_default, by_target)
-    assert torch.equal(by_loss, mixup_loss(mse, INPUT, DENSE, mix))
+    assert torch.equal(by_loss, mix_loss(mse, INPUT, DENSE, mix))
     assert torch.equal(by_target, mse(INPUT, mix_targets(DENSE, mix)))
     assert not torch.isclose(by_loss, by_target)
     cross_entropy = nn.CrossEntropyLoss()
     by_default = MixUpCriterion(cross_entropy)(INPUT, INDICES, mix)
-    assert torch.equal(by_default, mixup_loss(cross_entropy, INPUT, INDICES, mix))
+    assert torch.equal(by_default, mix_loss(cross_entropy, INPUT, INDICES, mix))
 
 
-@both_lams
+@each_lam
 def test_index_targets_become_dense_in_the_dtype_of_the_input_and_floating_ones_keep_theirs(mix: Mix) -> None:
     seen: list[Tensor] = []
 
@@ -191,7 +261,7 @@ def test_both_modes_agree_for_cross_entropy_and_equal_the_loop_with_gradients(sh
         torch.testing.assert_close(gradient, gradients[-1])
 
 
-@both_lams
+@each_lam
 @pytest.mark.parametrize("loss", (nn.MSELoss(), nn.L1Loss(), nn.HuberLoss(), nn.BCEWithLogitsLoss()))
 def test_interpolated_targets_equal_the_loop_with_gradients(loss: nn.Module, mix: Mix) -> None:
     input = torch.randn(4, dtype=torch.float64, requires_grad=True)  # targets of shape (B,)
@@ -229,7 +299,7 @@ def test_hooks_and_a_forward_of_its_own_are_part_of_the_loss(loss: nn.Module, mi
     after.register_forward_hook(lambda _module, _args, output: 10 * output)
     before.register_forward_pre_hook(lambda _, args: (3 * args[0], args[1]))
     if mix.lam.ndim:  # a forward bound to the loss that it was made for reduces like that one
-        with pytest.raises(ValueError, match="expected per-sample losses"):
+        with pytest.raises(ValueError, match="^expected a loss per sample"):
             MixUpCriterion(own, interpolate_loss=True)(INPUT, target, mix)
     else:
         torch.testing.assert_close(MixUpCriterion(own, interpolate_loss=True)(INPUT, target, mix), 10 * plain)
@@ -237,8 +307,119 @@ def test_hooks_and_a_forward_of_its_own_are_part_of_the_loss(loss: nn.Module, mi
     torch.testing.assert_close(MixUpCriterion(before, interpolate_loss=True)(INPUT, target, mix), tripled)
 
 
-@pytest.mark.parametrize("interpolate_loss", (None, True, False))
+@pytest.mark.parametrize("mode", (None, True, False))
+@pytest.mark.parametrize("kind", ("backward", "backward_pre"))
 @both_lams
+def test_backward_hooks_of_the_loss_run(mix: Mix, kind: str, mode: bool | None) -> None:
+    loss, input, seen = nn.CrossEntropyLoss(), INPUT.clone().requires_grad_(), []
+    if kind == "backward":
+        loss.register_full_backward_hook(lambda *_: seen.append(1))
+    else:
+        loss.register_full_backward_pre_hook(lambda *_: seen.append(1))
+    MixUpCriterion(loss, interpolate_loss=mode)(input, INDICES, mix).backward()
+    assert seen
+
+
+@both_lams
+def test_hooks_of_all_modules_run(mix: Mix) -> None:
+    criterion, seen = MixUpCriterion(nn.CrossEntropyLoss()), []
+    handle = register_module_forward_hook(lambda module, *_: seen.append(type(module)))
+    try:
+        criterion(INPUT, INDICES, mix)
+    finally:
+        handle.remove()
+    assert nn.CrossEntropyLoss in seen
+
+
+@both_lams
+def test_a_call_of_its_own_is_part_of_the_loss(mix: Mix) -> None:
+    class Doubled(nn.CrossEntropyLoss):
+        def __call__(self, *args: Tensor) -> Tensor:
+            loss: Tensor = super().__call__(*args)
+            return 2 * loss
+
+    expected = 2 * MixUpCriterion(nn.CrossEntropyLoss())(INPUT, INDICES, mix)
+    torch.testing.assert_close(MixUpCriterion(Doubled())(INPUT, INDICES, mix), expected)
+
+
+def test_the_loss_is_called_in_its_own_mode() -> None:
+    class Moded(nn.MSELoss):
+        def forward(self, input: Tensor, target: Tensor) -> Tensor:
+            return super().forward(input, target) * (1 if self.training else 10)
+
+    criterion = MixUpCriterion(Moded(), interpolate_loss=True)
+    trained = criterion(INPUT, DENSE, PER_SAMPLE)
+    torch.testing.assert_close(criterion.eval()(INPUT, DENSE, PER_SAMPLE), 10 * trained)
+
+
+@pytest.mark.parametrize("copy_of", (copy.deepcopy, lambda criterion: pickle.loads(pickle.dumps(criterion))))
+def test_copies_keep_what_is_interpolated(copy_of: Callable[[MixUpCriterion], MixUpCriterion]) -> None:
+    for mode in (None, True, False):
+        criterion = MixUpCriterion(nn.MSELoss(), interpolate_loss=mode)
+        copied = copy_of(criterion)
+        assert copied.interpolate_loss is mode
+        assert torch.equal(copied(INPUT, DENSE, SCALAR), criterion(INPUT, DENSE, SCALAR))
+
+
+CROSS_ENTROPIES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "smoothed": {"label_smoothing": 0.1},
+    "ignoring": {"ignore_index": 2},
+    "weighted": {"weight": torch.tensor([0.5, 1.0, 2.0])},
+    "all": {"weight": torch.tensor([0.5, 1.0, 2.0]), "ignore_index": 2, "label_smoothing": 0.1},
+}
+
+
+@pytest.mark.parametrize("options", CROSS_ENTROPIES.values(), ids=CROSS_ENTROPIES)
+@pytest.mark.parametrize("positions", (False, True), ids=("samples", "positions"))
+@each_lam
+def test_every_setting_is_one_path_for_cross_entropy_on_class_indices(
+    mix: Mix, positions: bool, options: dict[str, Any]
+) -> None:
+    input = torch.randn(4, 3, *((4, 5) if positions else ()), requires_grad=True)
+    target = torch.randint(3, (4, *input.shape[2:]))
+    expected = reference.cross_entropy(input, target, mix, **options)
+    gradient = torch.autograd.grad(expected, input)[0]
+    for mode in (None, True, False):
+        for loss in (nn.CrossEntropyLoss(**options), torch.compile(nn.CrossEntropyLoss(**options))):
+            value = MixUpCriterion(loss, interpolate_loss=mode)(input, target, mix)
+            torch.testing.assert_close(value, expected.float())
+            torch.testing.assert_close(torch.autograd.grad(value, input)[0], gradient)
+
+
+@pytest.mark.parametrize("mode", (None, True, False))
+def test_ignored_positions_have_no_gradient(mode: bool | None) -> None:
+    input = torch.randn(4, 3, 4, 5, requires_grad=True)
+    target = torch.randint(3, (4, 4, 5))
+    target[:, 2:] = -100
+    criterion = MixUpCriterion(nn.CrossEntropyLoss(label_smoothing=0.1), interpolate_loss=mode)
+    (gradient,) = torch.autograd.grad(criterion(input, target, SCALAR), input)
+    assert (gradient[:, :, 2:] == 0).all()
+    assert (gradient[:, :, :2] != 0).all()
+
+
+@pytest.mark.parametrize("mode", (None, True, False))
+@pytest.mark.parametrize("loss", (nn.CrossEntropyLoss(), nn.MSELoss()))
+@each_lam
+def test_a_class_that_does_not_exist_raises(mix: Mix, loss: nn.Module, mode: bool | None) -> None:
+    if mode is not False and isinstance(loss, nn.MSELoss):
+        return  # takes integers as values
+    with pytest.raises((IndexError, RuntimeError, ValueError), match=r"out of bounds|below num_classes, 3, got 77"):
+        MixUpCriterion(loss, interpolate_loss=mode)(INPUT, torch.tensor([0, 77, 2, 0]), mix)
+
+
+@pytest.mark.parametrize("dtype", (torch.int8, torch.int16, torch.int32, torch.bool))
+def test_class_indices_that_torch_refuses_are_refused_in_training_and_validation(dtype: torch.dtype) -> None:
+    mixup, criterion = linked()
+    mixup(INPUT)
+    with pytest.raises(TypeError, match="^expected class indices of dtype int64 or uint8, "):
+        criterion(INPUT, INDICES.to(dtype))
+    with pytest.raises(RuntimeError):
+        criterion.eval()(INPUT, INDICES.to(dtype))
+
+
+@pytest.mark.parametrize("interpolate_loss", (None, True, False))
+@each_lam
 def test_nothing_of_the_users_is_modified(mix: Mix, interpolate_loss: bool | None) -> None:
     loss = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 3.0]), label_smoothing=0.1)
     before = copy.deepcopy((INPUT, INDICES, DENSE, mix, loss.__dict__))
@@ -250,7 +431,7 @@ def test_nothing_of_the_users_is_modified(mix: Mix, interpolate_loss: bool | Non
     assert criterion.loss is loss
 
 
-@both_lams
+@each_lam
 @pytest.mark.parametrize("target", (INDICES, DENSE), ids=("indices", "dense"))
 def test_the_output_of_the_model_is_whatever_the_loss_takes(target: Tensor, mix: Mix) -> None:
     def loss(output: Any, target: Tensor) -> Tensor:
@@ -279,18 +460,29 @@ def test_the_accuracy_of_a_mixed_batch_is_the_weight_of_the_class_predicted(mix:
     assert MixUpCriterion(accuracy)(output, INDICES).tolist() == [1.0, 0.0, 0.0, 0.0]  # the plain one without a mix
 
 
+@both_lams
+def test_a_metric_of_floating_labels_interpolates_what_it_returns(mix: Mix) -> None:
+    def binary_accuracy(output: Tensor, target: Tensor) -> Tensor:
+        return ((output > 0).float() == target).float().mean(1)
+
+    labels = (DENSE > 0.5).float()
+    perfect = 2 * labels - 1
+    hits = MixUpCriterion(binary_accuracy, interpolate_loss=True)(perfect, labels, mix)
+    partner = (labels == labels[mix.index]).float().mean(1)
+    torch.testing.assert_close(hits, mix.lam + (1 - mix.lam) * partner)
+
+
 def test_the_loss_of_a_perfect_model_is_the_entropy_of_the_mixture_and_0_in_eval() -> None:
-    module, criterion = linked()
-    module(INPUT)
-    assert module.last_mix is not None
-    dense = mix_targets(INDICES, module.last_mix, 3)
+    mixup, criterion = linked()
+    mixup(INPUT)
+    dense = mix_targets(INDICES, applied(mixup), 3)
     entropy = -(dense * dense.clamp_min(1e-12).log()).sum(1).mean()
     assert entropy > 0
     perfect = dense.clamp_min(1e-12).log().requires_grad_()
     loss = criterion(perfect, INDICES)
     torch.testing.assert_close(loss, entropy)
     torch.testing.assert_close(torch.autograd.grad(loss, perfect)[0], torch.zeros(4, 3), atol=1e-6, rtol=0)
-    module.eval()
+    mixup.eval()
     assert criterion(1e3 * F.one_hot(INDICES, 3).float(), INDICES) == 0
 
 
@@ -317,56 +509,67 @@ def test_gradients_to_second_order_through_mix_and_criterion(loss: nn.Module, in
 
 
 def test_loss_must_be_callable() -> None:
-    with pytest.raises(TypeError, match="^MixUpCriterion: expected loss to be callable, got str$"):
+    with pytest.raises(TypeError, match="^expected loss to be callable, got str$"):
         MixUpCriterion("cross_entropy")  # type: ignore[arg-type]
 
 
 def test_the_loss_must_be_an_instance() -> None:
-    with pytest.raises(TypeError, match=r"^MixUpCriterion: expected a loss, got the class MSELoss; use MSELoss\(\)$"):
+    with pytest.raises(TypeError, match=r"^expected a loss, got the class MSELoss; use MSELoss\(\)$"):
         MixUpCriterion(nn.MSELoss)  # type: ignore[arg-type]
 
 
-def test_interpolate_loss_must_be_a_bool() -> None:
-    with pytest.raises(TypeError, match="^MixUpCriterion: expected interpolate_loss to be True, .*, got 'targets'$"):
-        MixUpCriterion(nn.MSELoss(), interpolate_loss="targets")  # type: ignore[arg-type]
+@pytest.mark.parametrize("mode", ("targets", 0, 1))
+def test_interpolate_loss_must_be_a_bool(mode: Any) -> None:
+    with pytest.raises(TypeError, match=f"^expected interpolate_loss to be True, False or None, got {mode!r}$"):
+        MixUpCriterion(nn.MSELoss(), interpolate_loss=mode)
 
 
-def test_the_link_must_be_a_mixup() -> None:
-    message = "^MixUpCriterion: expected mixup to be a MixUp, got Sequential; link the MixUp"
+def test_a_subclass_of_a_loss_of_hard_labels_is_one() -> None:
+    class Signs(nn.HingeEmbeddingLoss):
+        pass
+
+    with pytest.raises(ValueError, match="^expected a loss of dense targets, got Signs of hard labels or logarithms; "):
+        MixUpCriterion(Signs(), interpolate_loss=False)
+    signs = DENSE.sub(0.5).sign()
+    assert torch.equal(*(MixUpCriterion(Signs(), interpolate_loss=mode)(INPUT, signs, SCALAR) for mode in (None, True)))
+
+
+def test_the_link_must_be_a_mixer() -> None:
+    message = "^expected mixer to be a Mixer, got Sequential; link the mixer, not the model that holds it$"
     with pytest.raises(TypeError, match=message):
         MixUpCriterion(nn.MSELoss(), nn.Sequential(MixUp()))  # type: ignore[arg-type]
-    module, criterion = linked()
+    mixup, criterion = linked()
     with pytest.raises(TypeError, match=message):
-        criterion.mixup = nn.Sequential(MixUp())  # type: ignore[assignment]
-    assert criterion.mixup is module
+        criterion.mixer = nn.Sequential(MixUp())  # type: ignore[assignment]
+    assert criterion.mixer is mixup
 
 
 def test_target_must_be_a_tensor() -> None:
-    with pytest.raises(TypeError, match="^MixUpCriterion: expected target to be a tensor, got list$"):
+    with pytest.raises(TypeError, match="^expected target to be a tensor, got list$"):
         MixUpCriterion(nn.CrossEntropyLoss())(INPUT, INDICES.tolist(), SCALAR)
 
 
-def test_the_last_partial_batch_against_a_stale_mix_names_both_sizes() -> None:
-    module, criterion = linked()
-    module(INPUT)
-    with pytest.raises(ValueError, match="^mixup_loss: expected target to have .* of the mix, 4, got 3"):
-        criterion(INPUT[:3], INDICES[:3])
+def test_a_loss_that_reduces_itself_needs_one_lam_per_batch_or_dense_targets() -> None:
+    def smoothed(output: Tensor, target: Tensor) -> Tensor:  # as timm's, without a reduction to set
+        return F.cross_entropy(output, target, label_smoothing=0.1)
 
-
-def test_a_scalar_loss_needs_one_lam_per_batch() -> None:
-    with pytest.raises(ValueError, match=r"got \(\); use a loss with a reduction attribute"):
-        MixUpCriterion(F.cross_entropy)(INPUT, INDICES, PER_SAMPLE)
+    with pytest.raises(
+        ValueError, match=r"got \(\); use reduction='none', .*dense targets with interpolate_loss=False"
+    ):
+        MixUpCriterion(smoothed)(INPUT, INDICES, PER_SAMPLE)
+    expected = reference.cross_entropy(INPUT, INDICES, PER_SAMPLE, label_smoothing=0.1).float()
+    torch.testing.assert_close(MixUpCriterion(smoothed, interpolate_loss=False)(INPUT, INDICES, PER_SAMPLE), expected)
 
 
 def test_index_targets_without_a_class_dimension_in_the_input() -> None:
-    with pytest.raises(ValueError, match="^mix_targets: expected num_classes"):
+    with pytest.raises(ValueError, match="^expected num_classes"):
         MixUpCriterion(nn.MSELoss(), interpolate_loss=False)(INPUT[:, 0], INDICES, SCALAR)
 
 
 def test_repr_names_the_link() -> None:
     _, criterion = linked(0.5)
     assert repr(criterion) == (
-        "MixUpCriterion(\n  mixup=MixUp(alpha=0.5, p=1.0, per_sample=False), interpolate_loss=None\n"
+        "MixUpCriterion(\n  mixer=MixUp(alpha=0.5, p=1.0, per_sample=False), interpolate_loss=None\n"
         "  (loss): CrossEntropyLoss()\n)"
     )
-    assert "mixup=None" in repr(MixUpCriterion(F.mse_loss))
+    assert "mixer=None" in repr(MixUpCriterion(F.mse_loss))

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from itertools import product
 from pathlib import Path
 
 import psutil
@@ -15,11 +16,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
-from mixup_nn import Mix, MixUp, MixUpCriterion
-from mixup_nn.functional import mixup, mixup_cross_entropy
+from mixup_nn import Mix, Mixer, MixUpCriterion
+from mixup_nn.functional import mix_cross_entropy, mix_inputs
+
+from .cases import MIXERS, applied
 
 SCRIPT = Path(__file__).parent.parent / "examples" / "train_distributed.py"
 RANKS, SIZE = 2, 5
@@ -34,46 +40,60 @@ def free_port() -> int:
 
 def batch_of(rank: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(rank)
-    return torch.randn(SIZE, 4, generator=generator), torch.randint(3, (SIZE,), generator=generator)
+    return torch.randn(SIZE, 3, 4, 4, generator=generator), torch.randint(3, (SIZE,), generator=generator)
 
 
-def make_net() -> nn.Linear:
+def make_net() -> nn.Sequential:
     torch.manual_seed(0)
-    return nn.Linear(4, 3)
+    return nn.Sequential(nn.Flatten(), nn.Linear(48, 3))
 
 
-def train_one_step(rank: int, folder: str) -> None:
-    module, net = MixUp(1.0), make_net()
-    model = DistributedDataParallel(nn.Sequential(module, net))
+def train_one_step(rank: int, mixer: Mixer, sharded: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """What was drawn, and the gradient."""
+    net = make_net()
+    model: nn.Module = nn.Sequential(mixer, net)
+    if sharded:
+        fully_shard(model, mesh=init_device_mesh("cpu", (RANKS,)))
+    else:
+        model = DistributedDataParallel(model)
     torch.manual_seed(rank)
     input, target = batch_of(rank)
-    MixUpCriterion(nn.CrossEntropyLoss(), module)(model(input), target).backward()
-    assert module.last_mix is not None
-    torch.save((module.last_mix.lam, module.last_mix.index, net.weight.grad), f"{folder}/{rank}")
+    MixUpCriterion(nn.CrossEntropyLoss(), mixer)(model(input), target).backward()
+    gradient = net.get_parameter("1.weight").grad
+    assert gradient is not None
+    return (*applied(mixer), gradient.full_tensor() if isinstance(gradient, DTensor) else gradient)
 
 
 def run_rank(rank: int, port: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=RANKS)
-    train_one_step(rank, folder)
+    cases = product(MIXERS, (False, True))
+    steps = {(name, sharded): train_one_step(rank, MIXERS[name](), sharded) for name, sharded in cases}
+    torch.save(steps, f"{folder}/{rank}")
     dist.barrier()
     dist.destroy_process_group()  # only now: a model that outlives its group can wait for the other rank for ever
+
+
+def lam_of_samples(lam: Tensor) -> Tensor:
+    """The weights that each sample has, also where they are those of the batch."""
+    return lam.expand(SIZE) if lam.ndim == 0 else lam.expand(SIZE, *lam.shape[1:])
 
 
 def test_gradients_are_those_of_one_process_on_the_joined_batch(tmp_path: Path) -> None:
     spawn(run_rank, (free_port(), str(tmp_path)), nprocs=RANKS)
     results = [torch.load(tmp_path / str(rank)) for rank in range(RANKS)]
-    lams, indices, gradients = zip(*results, strict=True)
-    assert lams[0] != lams[1]
-    torch.testing.assert_close(gradients[0], gradients[1])
-
-    joined = Mix(
-        torch.cat([lam.expand(SIZE) for lam in lams]),
-        torch.cat([index + rank * SIZE for rank, index in enumerate(indices)]),
-    )
     input, target = (torch.cat(parts) for parts in zip(*map(batch_of, range(RANKS)), strict=True))
-    net = make_net()
-    mixup_cross_entropy(net(mixup(input, joined)), target, joined).backward()
-    torch.testing.assert_close(gradients[0], net.weight.grad)
+    for step in results[0]:
+        lams, indices, gradients = zip(*(result[step] for result in results), strict=True)
+        assert not torch.equal(lams[0], lams[1])
+        torch.testing.assert_close(gradients[0], gradients[1])
+
+        joined = Mix(
+            torch.cat([lam_of_samples(lam) for lam in lams]),
+            torch.cat([index + rank * SIZE for rank, index in enumerate(indices)]),
+        )
+        net = make_net()
+        mix_cross_entropy(net(mix_inputs(input, joined)), target, joined).backward()
+        torch.testing.assert_close(gradients[0], net.get_parameter("1.weight").grad)
 
 
 def start(checkpoints: Path, *options: str) -> subprocess.Popen[str]:

@@ -11,63 +11,68 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 import mixup_nn.functional as cf
 from mixup_nn import Mix
-from mixup_nn.functional import mix_targets, mixup, mixup_batch, mixup_cross_entropy, mixup_loss
-from mixup_nn.sampling import sample_mix
+from mixup_nn.functional import mix_cross_entropy, mix_inputs, mix_loss, mix_targets, mixup_batch
+from mixup_nn.sampling import sample_mixup
 
 from . import reference
-
-CYCLE = torch.tensor([2, 3, 1, 0])
-SCALAR = Mix(torch.tensor(0.3), CYCLE)
-PER_SAMPLE = Mix(torch.tensor([0.1, 0.6, 1.0, 0.0]), CYCLE)
-both_lams = pytest.mark.parametrize("mix", (SCALAR, PER_SAMPLE), ids=("per_batch", "per_sample"))
+from .cases import CYCLE, PER_SAMPLE, SCALAR, Operations, both_lams, lams_of, per_position
 
 
-class Operations(TorchDispatchMode):
-    """Notes each operation of torch, and the largest tensor that it made."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.made: list[tuple[str, int]] = []
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        output = func(*args, **(kwargs or {}))
-        sizes = [value.numel() for value in tree_leaves(output) if isinstance(value, Tensor)]
-        self.made.append((func.overloadpacket.__name__, max(sizes, default=0)))
-        return output
+def every_lam(*spatial: int) -> pytest.MarkDecorator:
+    """Parametrise over a lam of every shape, for these positions."""
+    mixes = lams_of(*spatial)
+    return pytest.mark.parametrize("mix", mixes.values(), ids=mixes)
 
 
 def test_the_weight_of_the_original_is_lam() -> None:
-    output = mixup(torch.tensor([1.0, 2.0, 4.0, 8.0]), Mix(torch.tensor(0.75), CYCLE))
+    output = mix_inputs(torch.tensor([1.0, 2.0, 4.0, 8.0]), Mix(torch.tensor(0.75), CYCLE))
     assert output.tolist() == [0.75 * 1 + 0.25 * 4, 0.75 * 2 + 0.25 * 8, 0.75 * 4 + 0.25 * 2, 0.75 * 8 + 0.25 * 1]
 
 
 def test_each_sample_has_its_own_lam() -> None:
     mix = Mix(torch.tensor([0.0, 0.25, 0.5, 1.0]), CYCLE)
     expected = [4.0, 0.25 * 2 + 0.75 * 8, 3.0, 8.0]
-    assert mixup(torch.tensor([1.0, 2.0, 4.0, 8.0]), mix).tolist() == expected
-    assert mixup(torch.tensor([[[1.0]], [[2.0]], [[4.0]], [[8.0]]]), mix).flatten().tolist() == expected
+    assert mix_inputs(torch.tensor([1.0, 2.0, 4.0, 8.0]), mix).tolist() == expected
+    assert mix_inputs(torch.tensor([[[1.0]], [[2.0]], [[4.0]], [[8.0]]]), mix).flatten().tolist() == expected
 
 
-@both_lams
+def test_each_position_has_its_own_lam() -> None:
+    lam = torch.tensor([[[1.0, 0.0, 0.25]]])
+    input = torch.tensor([[[1.0, 2.0, 4.0]], [[5.0, 6.0, 8.0]]])
+    mix = Mix(lam, torch.tensor([1, 0]))
+    assert mix_inputs(input, mix).tolist() == [[[1.0, 6.0, 7.0]], [[5.0, 2.0, 5.0]]]
+    labels = torch.tensor([[0, 0, 0], [1, 1, 1]])
+    assert mix_targets(labels, mix, 2)[0].tolist() == [[1.0, 0.0, 0.25], [0.0, 1.0, 0.75]]
+    share = torch.tensor(1.25 / 3)  # of the original
+    torch.testing.assert_close(mix_targets(labels[:, 0], mix, 2)[0], torch.stack((share, 1 - share)))
+    own = Mix(torch.cat((lam, 1 - lam)), mix.index)
+    assert mix_inputs(input, own).tolist() == [[[1.0, 6.0, 7.0]], [[1.0, 6.0, 7.0]]]
+
+
+@pytest.mark.parametrize("spatial", ((7,), (4, 5), (2, 3, 4)), ids=("audio", "images", "volumes"))
+@pytest.mark.parametrize("lam", ("per_position", "per_sample_and_position"))
+def test_every_position_is_that_of_the_loop(lam: str, spatial: tuple[int, ...]) -> None:
+    input, mix = torch.randn(4, 3, *spatial), lams_of(*spatial)[lam]
+    torch.testing.assert_close(mix_inputs(input, mix).double(), reference.mixed(input, mix))
+
+
+@every_lam(5, 6)
 @pytest.mark.parametrize("format", (torch.contiguous_format, torch.channels_last))
 @pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16, torch.float32, torch.float64))
 def test_memory_format_and_dtype_are_kept(mix: Mix, format: torch.memory_format, dtype: torch.dtype) -> None:
     input = torch.randn(4, 3, 5, 6).to(dtype, memory_format=format)
-    output = mixup(input, mix)
+    output = mix_inputs(input, mix)
     assert output.dtype == dtype
     assert output.is_contiguous(memory_format=format)
 
 
 def test_channels_last_3d_is_kept() -> None:
     input = torch.randn(4, 3, 2, 5, 6).to(memory_format=torch.channels_last_3d)
-    assert mixup(input, SCALAR).is_contiguous(memory_format=torch.channels_last_3d)
+    for mix in lams_of(2, 5, 6).values():
+        assert mix_inputs(input, mix).is_contiguous(memory_format=torch.channels_last_3d)
 
 
 AMBIGUOUS: dict[str, Tensor] = {  # contiguous in both formats, told apart by their strides alone
@@ -82,7 +87,7 @@ AMBIGUOUS: dict[str, Tensor] = {  # contiguous in both formats, told apart by th
 @pytest.mark.parametrize("layout", AMBIGUOUS)
 def test_strides_are_kept_where_the_memory_format_is_ambiguous(layout: str) -> None:
     input = AMBIGUOUS[layout]
-    output = mixup(input, SCALAR)
+    output = mix_inputs(input, SCALAR)
     assert output.stride() == input.clone().stride()
     torch.testing.assert_close(output.double(), reference.mixed(input, SCALAR))
 
@@ -101,7 +106,7 @@ LAYOUTS: dict[str, tuple[Tensor, str]] = {
 def test_whole_samples_are_gathered_where_the_layout_allows_it(layout: str) -> None:
     input, expected = LAYOUTS[layout]
     with Operations() as operations:
-        output = mixup(input, SCALAR)
+        output = mix_inputs(input, SCALAR)
     assert [name for name, _ in operations.made if name.startswith("index")] == [expected]
     torch.testing.assert_close(output.double(), reference.mixed(input, SCALAR))
     assert expected == "index" or output.stride() == input.stride()
@@ -109,8 +114,8 @@ def test_whole_samples_are_gathered_where_the_layout_allows_it(layout: str) -> N
 
 def test_works_on_the_device_of_the_input(device: str) -> None:
     input, mix = torch.randn(4, 3, device=device), Mix(*(tensor.to(device) for tensor in PER_SAMPLE))
-    assert mixup(input, mix).device == input.device
-    torch.testing.assert_close(mixup(input, mix).cpu(), mixup(input.cpu(), PER_SAMPLE))
+    assert mix_inputs(input, mix).device == input.device
+    torch.testing.assert_close(mix_inputs(input, mix).cpu(), mix_inputs(input.cpu(), PER_SAMPLE))
 
 
 @pytest.mark.parametrize("view", ("expanded", "transposed", "strided"))
@@ -121,23 +126,23 @@ def test_views_are_mixed_and_left_alone(view: str) -> None:
         "strided": torch.randn(8, 6)[::2, ::2],
     }[view]
     before = input.clone()
-    torch.testing.assert_close(mixup(input, SCALAR).double(), reference.mixed(input, SCALAR))
+    torch.testing.assert_close(mix_inputs(input, SCALAR).double(), reference.mixed(input, SCALAR))
     assert torch.equal(input, before)
 
 
-@both_lams
+@every_lam(2)
 def test_gradients_to_second_order_in_input_and_lam(mix: Mix) -> None:
-    input = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    input = torch.randn(4, 3, 2, dtype=torch.float64, requires_grad=True)
     lam = mix.lam.double().clamp(0.1, 0.9).requires_grad_()
 
     def mixed(input: Tensor, lam: Tensor) -> Tensor:
-        return mixup(input, Mix(lam, mix.index)).square()
+        return mix_inputs(input, Mix(lam, mix.index)).square()
 
     assert torch.autograd.gradcheck(mixed, (input, lam), check_forward_ad=True)
     assert torch.autograd.gradgradcheck(mixed, (input, lam))
 
 
-@both_lams
+@every_lam(2)
 @pytest.mark.parametrize("reduction", ("mean", "sum", "none"))
 def test_cross_entropy_gradients_to_second_order(mix: Mix, reduction: str) -> None:
     input = torch.randn(4, 3, 2, dtype=torch.float64, requires_grad=True)
@@ -145,7 +150,7 @@ def test_cross_entropy_gradients_to_second_order(mix: Mix, reduction: str) -> No
     weight = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
 
     def loss(input: Tensor) -> Tensor:
-        return mixup_cross_entropy(input, target, mix, weight=weight, reduction=reduction, label_smoothing=0.1)
+        return mix_cross_entropy(input, target, mix, weight=weight, reduction=reduction, label_smoothing=0.1)
 
     assert torch.autograd.gradcheck(loss, input)
     assert torch.autograd.gradgradcheck(loss, input)
@@ -158,7 +163,7 @@ def test_cross_entropy_gradients_to_second_order(mix: Mix, reduction: str) -> No
 def test_the_largest_finite_values_do_not_overflow(dtype: torch.dtype) -> None:
     largest = torch.finfo(dtype).max
     input = torch.tensor([largest, largest, -largest, 0.0], dtype=dtype)
-    assert mixup(input, Mix(torch.tensor(0.5), torch.tensor([1, 3, 3, 0]))).isfinite().all()
+    assert mix_inputs(input, Mix(torch.tensor(0.5), torch.tensor([1, 3, 3, 0]))).isfinite().all()
 
 
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float32, torch.float64))
@@ -166,20 +171,20 @@ def test_sources_farther_apart_than_the_largest_number_are_the_documented_except
     largest = torch.finfo(dtype).max
     mix = Mix(torch.tensor(0.5), torch.tensor([1, 0]))
     for gap, finite in ((largest, True), (1.1 * largest, False)):
-        output = mixup(torch.tensor([gap / 2, -gap / 2], dtype=dtype), mix)
+        output = mix_inputs(torch.tensor([gap / 2, -gap / 2], dtype=dtype), mix)
         assert output.isfinite().tolist() == [finite, finite]
 
 
 def test_float16_spans_its_whole_range() -> None:
     input = torch.tensor([65504.0, -65504.0], dtype=torch.float16)
-    assert mixup(input, Mix(torch.tensor(0.75), torch.tensor([1, 0]))).tolist() == [32752.0, -32752.0]
+    assert mix_inputs(input, Mix(torch.tensor(0.75), torch.tensor([1, 0]))).tolist() == [32752.0, -32752.0]
 
 
 @pytest.mark.parametrize("bad", (torch.inf, -torch.inf, torch.nan))
 @pytest.mark.parametrize("lam", (0.0, 0.5, 1.0))
 def test_infinity_and_nan_reach_their_partner_and_no_other_sample(bad: float, lam: float) -> None:
     input = torch.tensor([bad, 1.0, 2.0, 3.0])
-    output = mixup(input, Mix(torch.tensor(lam), CYCLE))
+    output = mix_inputs(input, Mix(torch.tensor(lam), CYCLE))
     assert output.isfinite().tolist() == [False, True, True, False]  # sample 0 itself, and 3, which mixes with it
 
 
@@ -188,7 +193,7 @@ def test_infinity_and_nan_reach_their_partner_and_no_other_sample(bad: float, la
 def test_cross_entropy_of_extreme_logits_is_finite(mix: Mix, dtype: torch.dtype) -> None:
     logits = torch.tensor([[6e4, -6e4], [-6e4, 6e4], [0.0, 0.0], [6e4, 6e4]]).to(dtype)
     target = torch.tensor([0, 1, 0, 1])
-    loss = mixup_cross_entropy(logits, target, mix, reduction="none")
+    loss = mix_cross_entropy(logits, target, mix, reduction="none")
     assert loss.dtype == dtype
     expected = reference_of_log_softmax(logits, target, mix)
     torch.testing.assert_close(loss.double(), expected, rtol=torch.finfo(dtype).eps, atol=1e-3)
@@ -203,23 +208,42 @@ def reference_of_log_softmax(logits: Tensor, target: Tensor, mix: Mix) -> Tensor
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16))
 def test_half_precision_losses_are_weighed_and_summed_in_float32(dtype: torch.dtype) -> None:
     logits, target = torch.randn(4096, 10).to(dtype), torch.randint(10, (4096,))
-    lam, index = sample_mix(4096, 1.0)
+    lam, index = sample_mixup(4096, 1.0)
     log_probs = logits.log_softmax(1).double()
     losses = torch.nn.functional.nll_loss(log_probs, target, reduction="none") * lam
     losses += torch.nn.functional.nll_loss(log_probs, target[index], reduction="none") * (1 - lam)
-    for reduction, expected in (("none", losses), ("mean", losses.mean())):
-        ours = mixup_cross_entropy(logits, target, Mix(lam, index), reduction=reduction)
+    for reduction, expected in (("none", losses), ("mean", losses.mean()), ("sum", losses.sum())):
+        ours = mix_cross_entropy(logits, target, Mix(lam, index), reduction=reduction)
         assert (ours == expected.to(dtype)).double().mean() > 0.99  # all but those halfway between two numbers
+
+
+@pytest.mark.parametrize("reduction", ("mean", "sum"))
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16))
+def test_other_half_precision_losses_are_weighed_and_summed_in_float32(dtype: torch.dtype, reduction: str) -> None:
+    input, target = torch.rand(4096).to(dtype), torch.rand(4096).to(dtype)
+    lam, index = sample_mixup(4096, 1.0, per_sample=True)
+    losses = [nn.L1Loss(reduction="none")(input, labels).double() for labels in (target, target[index])]
+    expected = lam * losses[0] + (1 - lam) * losses[1]
+    ours = mix_loss(nn.L1Loss(reduction=reduction), input, target, Mix(lam, index))
+    assert ours == getattr(expected, reduction)().to(dtype)
 
 
 @both_lams
 @pytest.mark.parametrize("loss", (nn.CrossEntropyLoss(), nn.NLLLoss()))
 def test_losses_under_autocast_are_those_of_float32(loss: nn.Module, mix: Mix) -> None:
     logits = torch.randn(4, 10).bfloat16()
-    expected = mixup_loss(loss, logits.float(), INDICES, mix)
+    expected = mix_loss(loss, logits.float(), INDICES, mix)
     with torch.autocast("cpu", torch.bfloat16):
-        ours = mixup_loss(loss, logits, INDICES, mix)
+        ours = mix_loss(loss, logits, INDICES, mix)
     torch.testing.assert_close(ours, expected)  # its dtype too
+
+
+@both_lams
+def test_autocast_does_not_narrow_float64(mix: Mix) -> None:
+    logits = torch.randn(4, 10, dtype=torch.float64)
+    expected = mix_cross_entropy(logits, INDICES, mix)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(mix_cross_entropy(logits, INDICES, mix), expected)
 
 
 # Composer's functional form
@@ -267,7 +291,7 @@ def test_mixup_batch_draws_on_the_device_of_the_input() -> None:
 def test_mixing_is_one_minus_a_beta_draw() -> None:
     input = torch.randn(4)
     torch.manual_seed(5)
-    lam = sample_mix(4, 0.2).lam
+    lam = sample_mixup(4, 0.2).lam
     torch.manual_seed(5)
     assert mixup_batch(input, input)[2] == 1 - lam  # 0.2 is the default
 
@@ -309,7 +333,7 @@ def test_interpolated_losses_equal_the_loop_over_samples(name: str, reduction: s
     loss.reduction = reduction  # type: ignore[assignment]
     input = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
     target = targets_like(input)
-    ours = mixup_loss(loss, input, target, mix)
+    ours = mix_loss(loss, input, target, mix)
     expected = reference.interpolated_loss(unreduced(loss), input, target, mix, reduction)
     torch.testing.assert_close(ours, expected)
     gradients = [torch.autograd.grad(value.sum(), input)[0] for value in (ours, expected)]
@@ -322,10 +346,10 @@ def test_batchmean_divides_by_the_batch(mix: Mix) -> None:
     input, target = torch.randn(4, 3, dtype=torch.float64).log_softmax(1), torch.rand(4, 3, dtype=torch.float64)
     loss = nn.KLDivLoss(reduction="batchmean")
     expected = reference.interpolated_loss(unreduced(loss), input, target, mix, "batchmean")
-    torch.testing.assert_close(mixup_loss(loss, input, target, mix), expected)
+    torch.testing.assert_close(mix_loss(loss, input, target, mix), expected)
 
 
-@both_lams
+@every_lam(2)
 @pytest.mark.parametrize("subclass", (False, True))
 @pytest.mark.parametrize("reduction", ("mean", "sum", "none"))
 @pytest.mark.parametrize("kind", (nn.CrossEntropyLoss, nn.NLLLoss))
@@ -339,7 +363,7 @@ def test_index_losses_take_weights_and_ignored_positions_into_the_mean(
     target = torch.tensor([[0, 1], [2, 7], [1, 1], [0, 2]])
     weight = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
     loss = (Subclass if subclass else kind)(weight=weight, ignore_index=7, reduction=reduction)
-    ours = mixup_loss(loss, input.log_softmax(1) if kind is nn.NLLLoss else input, target, mix)
+    ours = mix_loss(loss, input.log_softmax(1) if kind is nn.NLLLoss else input, target, mix)
     expected = reference.cross_entropy(input, target, mix, weight=weight, ignore_index=7, reduction=reduction)
     torch.testing.assert_close(ours, expected)
     gradients = [torch.autograd.grad(value.sum(), input)[0] for value in (ours, expected)]
@@ -351,7 +375,7 @@ def test_a_scalar_lam_interpolates_the_two_losses_of_torch(reduction: str) -> No
     loss = nn.CrossEntropyLoss(torch.rand(3), ignore_index=1, reduction=reduction, label_smoothing=0.2)
     input, target = torch.randn(4, 3), torch.tensor([0, 1, 2, 2])
     expected = 0.3 * loss(input, target) + 0.7 * loss(input, target[CYCLE])
-    torch.testing.assert_close(mixup_loss(loss, input, target, SCALAR), expected)
+    torch.testing.assert_close(mix_loss(loss, input, target, SCALAR), expected)
 
 
 def test_a_subclass_with_its_own_forward_is_called() -> None:
@@ -361,7 +385,7 @@ def test_a_subclass_with_its_own_forward_is_called() -> None:
 
     input, target = torch.randn(4, 3), torch.tensor([0, 1, 2, 2])
     for mix in (SCALAR, PER_SAMPLE):
-        doubled, plain = (mixup_loss(loss, input, target, mix) for loss in (Doubled(), nn.CrossEntropyLoss()))
+        doubled, plain = (mix_loss(loss, input, target, mix) for loss in (Doubled(), nn.CrossEntropyLoss()))
         torch.testing.assert_close(doubled, 2 * plain)
 
 
@@ -370,34 +394,34 @@ def test_a_callable_that_returns_per_sample_losses_gets_them_back_weighed() -> N
         return (input - target).square().mean(1)
 
     input, target = torch.randn(4, 3, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
-    ours = mixup_loss(squared_error, input, target, PER_SAMPLE)
+    ours = mix_loss(squared_error, input, target, PER_SAMPLE)
     torch.testing.assert_close(ours, reference.interpolated_loss(squared_error, input, target, PER_SAMPLE, "none"))
 
 
-@both_lams
+@every_lam(2, 3)
 def test_the_loss_keeps_its_dtype(mix: Mix) -> None:
     input, target = torch.randn(4, 3).bfloat16(), torch.rand(4, 3).bfloat16()
-    assert mixup_loss(nn.MSELoss(), input, target, mix).dtype == torch.bfloat16
-    assert mixup_cross_entropy(input, torch.tensor([0, 1, 2, 0]), mix).dtype == torch.bfloat16
+    assert mix_loss(nn.MSELoss(), input, target, mix).dtype == torch.bfloat16
+    assert mix_cross_entropy(input, torch.tensor([0, 1, 2, 0]), mix).dtype == torch.bfloat16
 
 
-@both_lams
-@pytest.mark.parametrize("options", ({}, {"label_smoothing": 0.1}, {"weight": torch.rand(50)}))
+@every_lam(2, 3)
+@pytest.mark.parametrize("options", ({}, {"label_smoothing": 0.1}, {"weight": torch.rand(500)}))
 @pytest.mark.parametrize("reduction", ("mean", "sum", "none"))
 def test_class_indices_cost_one_log_softmax_and_no_dense_target(
     mix: Mix, options: dict[str, Any], reduction: str
 ) -> None:
-    input, target = torch.randn(4, 50), torch.tensor([0, 1, 2, 0])
+    input, target = torch.randn(4, 500), torch.tensor([0, 1, 2, 0])
     with Operations() as operations:
-        mixup_cross_entropy(input, target, mix, reduction=reduction, **options)
+        mix_cross_entropy(input, target, mix, reduction=reduction, **options)
     assert [name for name, size in operations.made if size >= input.numel()] == ["_log_softmax"]
 
 
-@both_lams
+@every_lam(2, 3)
 def test_the_loss_module_takes_the_same_short_way(mix: Mix) -> None:
-    input, loss = torch.randn(4, 50), nn.CrossEntropyLoss()
+    input, loss = torch.randn(4, 500), nn.CrossEntropyLoss()
     with Operations() as operations:
-        mixup_loss(loss, input, INDICES, mix)
+        mix_loss(loss, input, INDICES, mix)
     assert [name for name, size in operations.made if size >= input.numel()] == ["_log_softmax"]
 
 
@@ -407,13 +431,13 @@ def test_a_mixed_padding_mask_is_the_union_where_anything_was_mixed(mix: Mix) ->
     union = valid | valid[mix.index]
     if mix.lam.ndim:  # lam is 1 for sample 2, which keeps its own mask, and 0 for sample 3, which takes its partner's
         union[2], union[3] = valid[2], valid[mix.index[3]]
-    assert torch.equal(mixup(valid.float(), mix) > 0, union)
+    assert torch.equal(mix_inputs(valid.float(), mix) > 0, union)
 
 
 @both_lams
 def test_a_metric_of_integers_is_not_truncated(mix: Mix) -> None:
     predicted = torch.tensor([0, 2, 0, 0])
-    hits = mixup_loss(torch.eq, predicted, INDICES, mix)
+    hits = mix_loss(torch.eq, predicted, INDICES, mix)
     torch.testing.assert_close(hits, mix.lam * predicted.eq(INDICES) + (1 - mix.lam) * predicted.eq(INDICES[CYCLE]))
     assert (hits % 1).any()
 
@@ -423,23 +447,23 @@ def test_a_metric_of_integers_is_not_truncated(mix: Mix) -> None:
 def test_class_indices_of_a_byte_are_looked_up_and_not_wrapped(mix: Mix, dtype: torch.dtype) -> None:
     input, weight, target = torch.randn(4, 200), torch.rand(200), torch.tensor([156, 1, 199, 156])  # 156 is -100 + 256
     expected = reference.cross_entropy(input, target, mix, weight=weight).float()
-    torch.testing.assert_close(mixup_cross_entropy(input, target.to(dtype), mix, weight=weight), expected)
+    torch.testing.assert_close(mix_cross_entropy(input, target.to(dtype), mix, weight=weight), expected)
     loss = nn.NLLLoss(weight)
-    torch.testing.assert_close(mixup_loss(loss, input.log_softmax(1), target.to(dtype), mix), expected)
+    torch.testing.assert_close(mix_loss(loss, input.log_softmax(1), target.to(dtype), mix), expected)
     hooked = nn.CrossEntropyLoss(weight)
     hooked.register_forward_hook(lambda *_: None)
-    torch.testing.assert_close(mixup_loss(hooked, input, target.to(dtype), mix), expected)
+    torch.testing.assert_close(mix_loss(hooked, input, target.to(dtype), mix), expected)
 
 
 @pytest.mark.parametrize("shape", ((), (4,)))
 def test_a_lam_in_half_precision_does_not_narrow_the_sums(shape: tuple[int, ...]) -> None:
     mix = Mix(torch.full(shape, 0.25, dtype=torch.float16), CYCLE)
     input, target = torch.zeros(4, 3, 200, 200, dtype=torch.float16), torch.zeros(4, 200, 200, dtype=torch.int64)
-    torch.testing.assert_close(mixup_cross_entropy(input, target, mix).item(), math.log(3), atol=1e-3, rtol=0)
-    mean = mixup_loss(nn.L1Loss(), input, input + 1, mix)
+    torch.testing.assert_close(mix_cross_entropy(input, target, mix).item(), math.log(3), atol=1e-3, rtol=0)
+    mean = mix_loss(nn.L1Loss(), input, input + 1, mix)
     assert (mean.item(), mean.dtype) == (1, torch.float16)
     rough = torch.full(shape, 0.1, dtype=torch.float16)  # 1 - lam is none of its numbers
-    losses = [mixup_loss(nn.L1Loss(), EXAMPLE, EXAMPLE.flip(0), Mix(lam, CYCLE)) for lam in (rough, rough.float())]
+    losses = [mix_loss(nn.L1Loss(), EXAMPLE, EXAMPLE.flip(0), Mix(lam, CYCLE)) for lam in (rough, rough.float())]
     torch.testing.assert_close(*losses, atol=0, rtol=0)
 
 
@@ -449,8 +473,8 @@ def test_a_compiled_loss_is_taken_out_of_its_compilation(mix: Mix) -> None:
     in_place = nn.MSELoss()
     in_place.compile()
     for loss in (in_place, torch.compile(nn.MSELoss())):
-        ours = mixup_loss(loss, EXAMPLE, target, mix)
-        torch.testing.assert_close(ours, mixup_loss(nn.MSELoss(), EXAMPLE, target, mix))
+        ours = mix_loss(loss, EXAMPLE, target, mix)
+        torch.testing.assert_close(ours, mix_loss(nn.MSELoss(), EXAMPLE, target, mix))
 
 
 def test_a_scalar_lam_interpolates_the_loss_as_it_reduces_itself() -> None:
@@ -459,8 +483,8 @@ def test_a_scalar_lam_interpolates_the_loss_as_it_reduces_itself() -> None:
             return super().forward(input, target) / (2 if self.reduction == "mean" else 1)
 
     input, target = torch.randn(4, 3), torch.randn(4, 3)
-    expected = mixup_loss(nn.MSELoss(), input, target, SCALAR) / 2
-    torch.testing.assert_close(mixup_loss(HalfMean(), input, target, SCALAR), expected)
+    expected = mix_loss(nn.MSELoss(), input, target, SCALAR) / 2
+    torch.testing.assert_close(mix_loss(HalfMean(), input, target, SCALAR), expected)
 
 
 def test_a_loss_and_its_parameters_are_shared_with_the_unreduced_evaluation_not_copied() -> None:
@@ -475,13 +499,111 @@ def test_a_loss_and_its_parameters_are_shared_with_the_unreduced_evaluation_not_
             return losses if self.reduction == "none" else losses.mean()
 
     loss = Scaled()
-    mixup_loss(loss, torch.randn(4), torch.randn(4), PER_SAMPLE).backward()
+    mix_loss(loss, torch.randn(4), torch.randn(4), PER_SAMPLE).backward()
     assert loss.scale.grad is not None
     assert loss.reduction == "mean"
     assert list(loss.state_dict()) == ["scale"]
 
 
+@every_lam(2)
+@pytest.mark.parametrize("reduction", ("mean", "sum", "none"))
+def test_large_vocabularies_take_another_way_to_the_same_loss(
+    mix: Mix, reduction: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    input = torch.randn(4, 3, 2, dtype=torch.float64, requires_grad=True)
+    target = torch.tensor([[0, 1], [2, -100], [1, 1], [0, 2]])
+    losses = [mix_cross_entropy(input, target, mix, reduction=reduction)]
+    monkeypatch.setattr("mixup_nn._losses.LARGE", 0)
+    losses.append(mix_cross_entropy(input, target, mix, reduction=reduction))
+    torch.testing.assert_close(*losses)
+    torch.testing.assert_close(*(torch.autograd.grad(loss.sum(), input)[0] for loss in losses))
+
+
+@every_lam(2)
+def test_losses_and_dense_targets_are_differentiable_in_lam(mix: Mix) -> None:
+    input, values = torch.randn(4, 3, 2, dtype=torch.float64), torch.randn(4, 3, 2, dtype=torch.float64)
+    labels = torch.tensor([[0, 1], [2, 1], [1, 1], [0, 2]])
+    ways: tuple[Callable[[Mix], Tensor], ...] = (
+        lambda mix: mix_cross_entropy(input, labels, mix),
+        lambda mix: mix_cross_entropy(input, labels, mix, label_smoothing=0.1),
+        lambda mix: mix_loss(nn.MSELoss(), input, values, mix),
+        lambda mix: mix_loss(nn.NLLLoss(), input, labels, mix),
+        lambda mix: mix_targets(values, mix),
+        lambda mix: mix_targets(labels, mix, 3),
+    )
+    lam = mix.lam.double().clamp(0.1, 0.9).requires_grad_()
+    for way in ways:
+        assert torch.autograd.gradcheck(lambda lam, way=way: way(Mix(lam, mix.index)), lam)
+
+
+def test_dense_targets_are_differentiable() -> None:
+    target = torch.rand(4, 3, dtype=torch.float64, requires_grad=True)
+    for mix in (SCALAR, PER_SAMPLE):
+        assert torch.autograd.gradcheck(lambda target, mix=mix: mix_targets(target, mix), target)
+
+
+def test_a_scalar_weight_computes_two_reduced_losses_on_one_log_softmax_and_nothing_more() -> None:
+    with Operations() as operations:
+        mix_loss(nn.CrossEntropyLoss(), EXAMPLE, INDICES, SCALAR)
+    names = [name for name, _ in operations.made]
+    assert names == ["_log_softmax", "index", "nll_loss_forward", "nll_loss_forward", "lerp"]
+
+
+@pytest.mark.parametrize("options, most", (({}, 14), ({"label_smoothing": 0.1}, 19)), ids=("plain", "smoothed"))
+def test_the_operations_of_weights_per_sample_do_not_grow(options: dict[str, Any], most: int) -> None:
+    with Operations() as operations:
+        mix_loss(nn.CrossEntropyLoss(**options), EXAMPLE, INDICES, PER_SAMPLE)
+    assert len(operations.made) <= most
+
+
 # Targets
+
+OF_SAMPLES = "of samples"
+OF_POSITIONS = "of positions"
+
+
+@pytest.mark.parametrize(
+    "spatial, shape, floating, meaning",
+    (
+        ((5, 6), (4,), False, OF_SAMPLES),
+        ((5, 6), (4,), True, OF_SAMPLES),
+        ((5, 6), (4, 3), False, OF_SAMPLES),
+        ((5, 6), (4, 3), True, OF_SAMPLES),
+        ((5, 6), (4, 5, 6), False, OF_POSITIONS),
+        ((5, 6), (4, 5, 6), True, OF_POSITIONS),
+        ((5, 6), (4, 3, 5, 6), True, OF_POSITIONS),
+        ((5, 6), (4, 3, 6), True, None),
+        ((5, 6), (4, 10, 12), False, None),
+        ((5, 6), (4, 3, 10, 12), True, None),
+        ((5, 6), (4, 2, 3, 5, 6), True, None),
+        ((7,), (4,), False, OF_SAMPLES),
+        ((7,), (4, 3), True, OF_SAMPLES),
+        ((7,), (4, 7), True, OF_SAMPLES),
+        ((7,), (4, 7), False, OF_POSITIONS),
+        ((7,), (4, 3, 7), True, OF_POSITIONS),
+        ((7,), (4, 6), False, None),
+        ((7,), (4, 3, 6), True, None),
+        ((2, 3, 4), (4, 2, 3, 4), False, OF_POSITIONS),
+        ((2, 3, 4), (4, 3), True, OF_SAMPLES),
+        ((2, 3, 4), (4, 3, 4), True, None),
+    ),
+)
+@pytest.mark.parametrize("per_sample", (False, True))
+def test_targets_of_samples_and_of_positions_are_told_apart(
+    spatial: tuple[int, ...], shape: tuple[int, ...], floating: bool, meaning: str | None, per_sample: bool
+) -> None:
+    mix = per_position(*spatial, per_sample=per_sample)
+    target = torch.rand(shape, dtype=torch.float64) if floating else torch.randint(3, shape)
+    if meaning is None:
+        with pytest.raises(ValueError, match="^expected a target of samples, ") as error:
+            mix_targets(target, mix, 3)
+        assert str(spatial) in str(error.value)
+        assert str(shape) in str(error.value)
+        return
+    expected = reference.mixed(
+        target if floating else reference.one_hot(target, 3), mix, of_positions=meaning == OF_POSITIONS
+    )
+    torch.testing.assert_close(mix_targets(target, mix, 3).double(), expected, atol=1e-6, rtol=1e-6)
 
 
 def test_dense_targets_of_indices_per_position() -> None:
@@ -512,7 +634,17 @@ def test_floating_targets_keep_shape_and_dtype(dtype: torch.dtype) -> None:
     target = torch.rand(4).to(dtype)
     mixed = mix_targets(target, SCALAR)
     assert (mixed.shape, mixed.dtype) == ((4,), dtype)
-    assert torch.equal(mixed, mixup(target, SCALAR))
+    assert torch.equal(mixed, mix_inputs(target, SCALAR))
+
+
+def test_a_mix_moves_to_the_device_of_what_it_is_applied_to(device: str) -> None:
+    for place in (device, "meta"):
+        for mix in lams_of(2, 3).values():
+            input, labels = torch.randn(4, 3, 2, 3, device=place), torch.zeros(4, dtype=torch.int64, device=place)
+            assert mix_inputs(input, mix).device.type == place
+            assert mix_targets(labels, mix, 3).device.type == place
+            assert mix_loss(nn.MSELoss(), input, input, mix).device.type == place
+            assert mix_cross_entropy(input[:, :, 0, 0], labels, mix).device.type == place
 
 
 # Errors
@@ -520,23 +652,23 @@ def test_floating_targets_keep_shape_and_dtype(dtype: torch.dtype) -> None:
 EXAMPLE = torch.randn(4, 3)
 INDICES = torch.tensor([0, 1, 2, 0])
 TAKE_A_MIX: dict[str, Callable[..., Tensor]] = {
-    "mixup": mixup,
+    "mix_inputs": mix_inputs,
     "mix_targets": mix_targets,
-    "mixup_loss": lambda target, mix: mixup_loss(nn.MSELoss(), EXAMPLE, target, mix),
-    "mixup_cross_entropy": lambda target, mix: mixup_cross_entropy(EXAMPLE, target, mix),
+    "mix_loss": lambda target, mix: mix_loss(nn.MSELoss(), EXAMPLE, target, mix),
+    "mix_cross_entropy": lambda target, mix: mix_cross_entropy(EXAMPLE, target, mix),
 }
 each_function = pytest.mark.parametrize("name", TAKE_A_MIX)
 
 
 def argument(name: str) -> str:
-    return "input" if name == "mixup" else "target"
+    return "input" if name == "mix_inputs" else "target"
 
 
 @each_function
 def test_targets_where_the_mix_belongs(name: str) -> None:
     with pytest.raises(
         TypeError,
-        match=rf"^{name}: expected mix to be a Mix, got a tensor; .*MixUpCriterion.*functional\.mixup_batch\(",
+        match=r"^expected mix to be a Mix, got Tensor; targets go to MixUpCriterion or functional\.mixup_batch$",
     ):
         TAKE_A_MIX[name](EXAMPLE, INDICES)
 
@@ -545,29 +677,29 @@ def test_targets_where_the_mix_belongs(name: str) -> None:
 @pytest.mark.parametrize("mix", (None, tuple(SCALAR)), ids=("None", "tuple"))
 def test_what_is_no_mix(name: str, mix: Any) -> None:
     got = type(mix).__name__
-    with pytest.raises(TypeError, match=f"^{name}: expected mix to be a Mix, got {got}; draw one with sample_mix$"):
+    with pytest.raises(
+        TypeError, match=f"^expected mix to be a Mix, got {got}; draw one with sampling.sample_mixup or"
+    ):
         TAKE_A_MIX[name](EXAMPLE, mix)
 
 
 @each_function
 def test_a_batch_of_another_size_names_both_sizes(name: str) -> None:
-    with pytest.raises(
-        ValueError, match=f"^{name}: expected {argument(name)} to have the batch size of the mix, 4, got 3; "
-    ):
+    with pytest.raises(ValueError, match=f"^expected {argument(name)} to have the batch size of the mix, 4, got 3; "):
         TAKE_A_MIX[name](EXAMPLE[:3], SCALAR)
 
 
 @each_function
 def test_a_scalar_has_no_batch_dimension(name: str) -> None:
     with pytest.raises(
-        ValueError, match=rf"^{name}: expected {argument(name)} to have a batch dimension, got .* shape \(\); for a"
+        ValueError, match=rf"^expected {argument(name)} to have a batch dimension, got shape \(\); for one sample"
     ):
         TAKE_A_MIX[name](torch.tensor(1.0), SCALAR)
 
 
 @each_function
 def test_no_tensor(name: str) -> None:
-    with pytest.raises(TypeError, match=f"^{name}: expected {argument(name)} to be a tensor, got list$"):
+    with pytest.raises(TypeError, match=f"^expected {argument(name)} to be a tensor, got list$"):
         TAKE_A_MIX[name]([1.0, 2.0], SCALAR)
 
 
@@ -583,43 +715,113 @@ def test_no_tensor(name: str) -> None:
     ),
 )
 def test_a_mix_of_other_types(name: str, lam: Any, index: Any, got: str) -> None:
-    with pytest.raises(TypeError, match=f"^{name}: expected mix.lam to be a floating .* got {got}; as in Mix"):
+    with pytest.raises(TypeError, match=f"^expected mix.lam to be a floating .* got {got}; as in Mix"):
         TAKE_A_MIX[name](EXAMPLE, Mix(lam, index))
 
 
 @each_function
-@pytest.mark.parametrize("lam", (torch.rand(3), torch.rand(4, 1)), ids=("short", "matrix"))
+@pytest.mark.parametrize(
+    "lam",
+    (
+        torch.rand(3),
+        torch.rand(4, 1),
+        torch.rand(1),
+        torch.rand(3, 1, 2, 2),
+        torch.rand(4, 3, 2, 2),
+        torch.rand(1, 2, 2),
+    ),
+    ids=("short", "matrix", "one", "too_many_samples", "per_channel", "no_channel"),
+)
 def test_a_mix_of_inconsistent_shape(name: str, lam: Tensor) -> None:
-    with pytest.raises(ValueError, match=rf"^{name}: expected mix.index of shape \(B,\) and mix.lam of shape"):
+    with pytest.raises(ValueError, match=r"^expected mix.index of shape \(B,\) and mix.lam of shape"):
         TAKE_A_MIX[name](EXAMPLE, Mix(lam, CYCLE))
 
 
 def test_a_mix_whose_index_is_no_vector() -> None:
     with pytest.raises(ValueError, match=r"got \(2, 2\) and \(\)$"):
-        mixup(EXAMPLE, Mix(torch.tensor(0.5), CYCLE.view(2, 2)))
+        mix_inputs(EXAMPLE, Mix(torch.tensor(0.5), CYCLE.view(2, 2)))
 
 
 @pytest.mark.parametrize("dtype", (torch.uint8, torch.int64, torch.bool, torch.complex64))
 def test_inputs_must_be_floating(dtype: torch.dtype) -> None:
-    with pytest.raises(TypeError, match=rf"^mixup: expected a floating-point input, got {dtype}; .*input\.float\(\)"):
-        mixup(torch.ones(4, 3, dtype=dtype), SCALAR)
+    with pytest.raises(TypeError, match=rf"^expected a floating-point input, got {dtype}; .*input\.float\(\)"):
+        mix_inputs(torch.ones(4, 3, dtype=dtype), SCALAR)
 
 
 @pytest.mark.parametrize("dtype", (torch.bool, torch.complex64))
 def test_targets_must_be_floating_or_indices(dtype: torch.dtype) -> None:
-    with pytest.raises(TypeError, match=rf"^mix_targets: expected floating targets or .* got {dtype}; .*\.float\(\)"):
+    with pytest.raises(TypeError, match=rf"^expected floating targets or .* got {dtype}; .*\.float\(\)"):
         mix_targets(torch.ones(4, dtype=dtype), SCALAR, 2)
 
 
 def test_index_targets_made_dense_need_num_classes() -> None:
-    with pytest.raises(ValueError, match=r"^mix_targets: expected num_classes with class indices \(torch.int64\)"):
+    with pytest.raises(
+        ValueError, match=r"^expected num_classes with class indices, got None with torch.int64 targets$"
+    ):
         mix_targets(INDICES, SCALAR)
 
 
-@pytest.mark.parametrize("dtype", (torch.float32, torch.bool, torch.complex64))
+@both_lams
+@pytest.mark.parametrize("target", ([0, 77, 1, 0], [0, 3, 1, 0]))
+def test_classes_that_do_not_exist_raise(target: list[int], mix: Mix) -> None:
+    with pytest.raises(ValueError, match=f"^expected class indices below num_classes, 3, got {max(target)}; "):
+        mix_targets(torch.tensor(target), mix, 3)
+    with pytest.raises((IndexError, RuntimeError), match="out of bounds"):
+        mix_cross_entropy(EXAMPLE, torch.tensor(target), mix)
+
+
+def test_inputs_of_other_positions_name_both_sizes() -> None:
+    for shape in ((4, 3, 5, 7), (4, 5, 6), (4, 3), (4,), (4, 3, 2, 5, 6)):
+        with pytest.raises(ValueError, match=r"^expected input of shape \(B, C, \*spatial\) .*\(5, 6\), got") as error:
+            mix_inputs(torch.randn(shape), per_position(5, 6))
+        assert str(shape) in str(error.value)
+
+
+def test_losses_of_other_positions_name_both_sizes() -> None:
+    def of_columns(input: Tensor, target: Tensor) -> Tensor:
+        return (input - target).square().mean(2)
+
+    with pytest.raises(
+        ValueError, match=r"^expected a tensor of the positions .*\(2, 5\), got one of shape \(4, 3, 5\)$"
+    ):
+        mix_loss(of_columns, torch.randn(4, 3, 2, 5), torch.randn(4, 3, 2, 5), per_position(2, 5))
+
+
+@pytest.mark.filterwarnings("ignore:(Sparse CSR|The PyTorch API of nested tensors):UserWarning")
+@each_function
+def test_sparse_nested_and_distributed_tensors_are_refused_by_name(name: str) -> None:
+    jagged = torch.nested.nested_tensor([torch.randn(3)] * 4, layout=torch.jagged)
+    nested = torch.nested.nested_tensor([torch.randn(3)] * 4, layout=torch.strided)
+    refused = {
+        "tensor of layout torch.sparse_coo": EXAMPLE.to_sparse(),
+        "tensor of layout torch.sparse_csr": EXAMPLE.to_sparse_csr(),
+        "nested tensor": jagged,
+        "DTensor": DistributedLookalike(),
+    }
+    for got, value in (*refused.items(), ("nested tensor", nested)):
+        with pytest.raises(
+            TypeError, match=f"^expected {argument(name)} to be a dense strided tensor, got a {got}; use"
+        ):
+            TAKE_A_MIX[name](value, SCALAR)
+
+
+class DistributedLookalike(Tensor):
+    """A DTensor needs a process group; it is told by this attribute."""
+
+    device_mesh = None
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bool, torch.int8, torch.int32))
 def test_cross_entropy_takes_indices(dtype: torch.dtype) -> None:
-    with pytest.raises(TypeError, match=rf"^mixup_cross_entropy: expected integer .* got {dtype}; .*mix_targets"):
-        mixup_cross_entropy(EXAMPLE, torch.ones(4, dtype=dtype), SCALAR)
+    message = rf"^expected class indices of dtype int64 or uint8, .* got {dtype}; .*target.long\(\)"
+    target = torch.ones(4, dtype=dtype)
+    with pytest.raises(TypeError, match=message):
+        mix_cross_entropy(EXAMPLE, target, SCALAR)
+    with pytest.raises(TypeError, match=message):
+        mix_loss(nn.NLLLoss(), EXAMPLE.log_softmax(1), target, SCALAR)
+    for loss in (nn.CrossEntropyLoss(), nn.NLLLoss()):  # as torch's own, outside
+        with pytest.raises(RuntimeError):
+            loss(EXAMPLE, target)
 
 
 @pytest.mark.parametrize(
@@ -627,27 +829,27 @@ def test_cross_entropy_takes_indices(dtype: torch.dtype) -> None:
     (((4,), (4,)), ((4, 3), (4, 3)), ((4, 3), (4, 1)), ((4, 3, 5), (4,)), ((5, 3), (4,)), ((4, 3, 5), (4, 6))),
 )
 def test_class_indices_fit_their_logits(input: tuple[int, ...], target: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"^mixup_cross_entropy: expected input of shape \(B, C, \*\)") as error:
-        mixup_cross_entropy(torch.randn(input), torch.zeros(target, dtype=torch.int64), SCALAR)
+    with pytest.raises(ValueError, match=r"^expected input of shape \(B, C, \*\)") as error:
+        mix_cross_entropy(torch.randn(input), torch.zeros(target, dtype=torch.int64), SCALAR)
     assert f"got {input} and {target}; give one-hot targets as floats, as in target.float()" in str(error.value)
 
 
 def test_logits_must_be_a_tensor() -> None:
-    with pytest.raises(TypeError, match="^mixup_cross_entropy: expected input to be a tensor, got tuple$"):
-        mixup_cross_entropy((EXAMPLE, EXAMPLE), INDICES, SCALAR)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="^expected input to be a tensor, got tuple$"):
+        mix_cross_entropy((EXAMPLE, EXAMPLE), INDICES, SCALAR)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("label_smoothing", (-0.1, 1.1))
 def test_label_smoothing_out_of_range(label_smoothing: float) -> None:
     with pytest.raises(ValueError, match=rf"expected label_smoothing in \[0, 1\], got {label_smoothing}$"):
-        mixup_cross_entropy(EXAMPLE, INDICES, SCALAR, label_smoothing=label_smoothing)
+        mix_cross_entropy(EXAMPLE, INDICES, SCALAR, label_smoothing=label_smoothing)
 
 
 @pytest.mark.parametrize("reduction", ("max", "batchmean", None))
 def test_unknown_reduction_of_a_cross_entropy(reduction: Any) -> None:
-    message = f"^mixup_cross_entropy: expected reduction to be 'mean', 'sum' or 'none', got {reduction!r}$"
+    message = f"^expected reduction to be 'mean', 'sum' or 'none', got {reduction!r}$"
     with pytest.raises(ValueError, match=message):
-        mixup_cross_entropy(EXAMPLE, INDICES, SCALAR, reduction=reduction)
+        mix_cross_entropy(EXAMPLE, INDICES, SCALAR, reduction=reduction)
 
 
 def test_unknown_reduction_of_a_loss() -> None:
@@ -657,24 +859,26 @@ def test_unknown_reduction_of_a_loss() -> None:
         def forward(self, input: Tensor, target: Tensor) -> Tensor:
             return (input - target).abs()
 
-    with pytest.raises(ValueError, match="^mixup_loss: expected reduction to be 'none', .* or 'batchmean', got 'max'$"):
-        mixup_loss(Largest(), EXAMPLE, torch.randn(4, 3), PER_SAMPLE)
+    with pytest.raises(ValueError, match="^expected reduction to be 'none', .* or 'batchmean', got 'max'$"):
+        mix_loss(Largest(), EXAMPLE, torch.randn(4, 3), PER_SAMPLE)
 
 
 @pytest.mark.parametrize("loss", (F.mse_loss, lambda input, target: (input - target).flatten()))
 def test_a_per_sample_lam_needs_per_sample_losses(loss: Callable[[Tensor, Tensor], Tensor]) -> None:
-    with pytest.raises(ValueError, match=r"^mixup_loss: expected per-sample losses of shape \(4, ...\) .*reduction"):
-        mixup_loss(loss, EXAMPLE, torch.randn(4, 3), PER_SAMPLE)
+    with pytest.raises(
+        ValueError, match=r"^expected a loss per sample, of shape \(4, ...\), .*reduction.*interpolate_loss=False"
+    ):
+        mix_loss(loss, EXAMPLE, torch.randn(4, 3), PER_SAMPLE)
 
 
 def test_mixup_batch_errors() -> None:
-    with pytest.raises(ValueError, match="^mixup_batch: expected target to have the batch size of the mix, 4, got 3"):
+    with pytest.raises(ValueError, match="^expected target to have the batch size of the mix, 4, got 3"):
         mixup_batch(EXAMPLE, INDICES[:3])
-    with pytest.raises(TypeError, match="^mixup_batch: expected input to be a tensor, got list$"):
+    with pytest.raises(TypeError, match="^expected input to be a tensor, got list$"):
         mixup_batch([1.0], INDICES)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="^mixup_batch: expected target to be a tensor, got NoneType$"):
+    with pytest.raises(TypeError, match="^expected target to be a tensor, got NoneType$"):
         mixup_batch(EXAMPLE, None)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="^mixup: expected a floating-point input, got torch.int64"):
+    with pytest.raises(TypeError, match="^expected a floating-point input, got torch.int64"):
         mixup_batch(INDICES, INDICES)
     with pytest.raises(ValueError, match="expected alpha to be a finite number >= 0, got -1"):
         mixup_batch(EXAMPLE, INDICES, alpha=-1)

@@ -1,4 +1,4 @@
-"""Every loss of torch.nn that takes (input, target), in both modes, for both kinds of lam: the table of the README."""
+"""Every loss of torch.nn that takes (input, target), in both modes and for every lam: docs/criterion.md has the table."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from torch.nn.modules import loss as torch_losses
 from mixup_nn import Mix, MixUpCriterion
 
 from . import reference
+from .cases import SCALAR, lams_of
 
-CYCLE = torch.tensor([2, 3, 1, 0])
-MIXES = (Mix(torch.tensor(0.3), CYCLE), Mix(torch.tensor([0.1, 0.6, 1.0, 0.0]), CYCLE))
-both_lams = pytest.mark.parametrize("mix", MIXES, ids=("per_batch", "per_sample"))
+MIXES = lams_of(2, 2)
+each_lam = pytest.mark.parametrize("mix", MIXES.values(), ids=MIXES)
 
 
 def real(*shape: int) -> Tensor:
@@ -33,12 +33,12 @@ LABEL_SETS = torch.tensor([[0, 2, -1], [1, -1, -1], [0, 1, 2], [2, -1, -1]])
 
 
 class Case(NamedTuple):
-    """A loss, its target, and what the README says of it."""
+    """A loss, its target, and what docs/criterion.md says of it."""
 
     loss: nn.Module
     target: Tensor
     takes_mixed_targets: bool = True
-    linear: bool = False  # in the target, so that both modes are the same number
+    linear: bool = False  # in the target, so that both modes give the same value
     input: Callable[[Tensor], Tensor] = lambda input: input
 
 
@@ -88,7 +88,7 @@ def test_no_loss_of_torch_is_left_out() -> None:
     assert {type(case.loss).__name__ for case in CASES} | OTHER_ARGUMENTS == public - {"LinearCrossEntropyLoss"}
 
 
-@both_lams
+@each_lam
 @each_case
 @pytest.mark.parametrize("reduction", (None, "none", "sum"))
 def test_interpolated_loss_equals_the_loop(case: Case, reduction: str | None, mix: Mix) -> None:
@@ -101,11 +101,44 @@ def test_interpolated_loss_equals_the_loop(case: Case, reduction: str | None, mi
     assert_same_values_and_gradients(ours, expected, raw)
 
 
-@both_lams
+def at_positions(target: Tensor) -> Tensor:
+    """Another target at each of four positions: ``(4, 2, 2)`` or ``(4, 3, 2, 2)``."""
+    return torch.stack([target.roll(shift, 0) for shift in range(4)], -1).view(*target.shape, 2, 2)
+
+
+OF_SAMPLES_ALONE = (nn.MultiMarginLoss, nn.MultiLabelMarginLoss, nn.MultiLabelSoftMarginLoss)  # classes come last
+
+
+@each_lam
 @each_case
-def test_interpolated_targets_equal_the_loop_or_are_refused(case: Case, mix: Mix) -> None:
+@pytest.mark.parametrize("reduction", (None, "none", "sum"))
+@pytest.mark.parametrize("interpolate_loss", (True, False))
+def test_targets_of_positions_equal_the_loop(
+    case: Case, interpolate_loss: bool, reduction: str | None, mix: Mix
+) -> None:
+    if isinstance(case.loss, OF_SAMPLES_ALONE) or not (interpolate_loss or case.takes_mixed_targets):
+        return
+    loss = copy.deepcopy(case.loss)
+    for name in ("weight", "pos_weight"):  # of classes, along the second dimension
+        if getattr(loss, name, None) is not None:
+            setattr(loss, name, getattr(loss, name).view(3, 1, 1))
+    loss.reduction = str(loss.reduction) if reduction is None else reduction  # type: ignore[assignment]
+    target = at_positions(case.target)
+    raw = torch.randn(4, 3, 2, 2, dtype=torch.float64, requires_grad=True)
+    input = case.input(raw)
+    ours = MixUpCriterion(loss, interpolate_loss=interpolate_loss)(input, target, mix)
+    loop = reference.interpolated_loss if interpolate_loss else reference.interpolated_targets_loss
+    if not interpolate_loss and not target.is_floating_point():
+        target = reference.one_hot(target, 3)
+    expected = loop(unreduced(loss), input, target, mix, str(loss.reduction), of_positions=True)
+    assert_same_values_and_gradients(ours, expected, raw)
+
+
+@each_lam
+@each_case
+def test_interpolated_targets_equal_the_loop_or_raise(case: Case, mix: Mix) -> None:
     if not case.takes_mixed_targets:
-        with pytest.raises(ValueError, match=f"got {type(case.loss).__name__} of labels or logarithms; use"):
+        with pytest.raises(ValueError, match=f"got {type(case.loss).__name__} of hard labels or logarithms; use"):
             MixUpCriterion(case.loss, interpolate_loss=False)
         return
     raw = logits()
@@ -116,7 +149,7 @@ def test_interpolated_targets_equal_the_loop_or_are_refused(case: Case, mix: Mix
     assert_same_values_and_gradients(ours, expected, raw)
 
 
-@both_lams
+@each_lam
 @each_case
 def test_both_modes_agree_for_losses_linear_in_the_target_and_for_no_other(case: Case, mix: Mix) -> None:
     input = case.input(logits().detach())
@@ -125,7 +158,7 @@ def test_both_modes_agree_for_losses_linear_in_the_target_and_for_no_other(case:
         assert torch.isclose(*values) == case.linear
 
 
-@both_lams
+@each_lam
 @each_case
 def test_the_default_mixes_values_and_keeps_labels_apart(case: Case, mix: Mix) -> None:
     input = case.input(logits().detach())
@@ -136,23 +169,23 @@ def test_the_default_mixes_values_and_keeps_labels_apart(case: Case, mix: Mix) -
     assert torch.equal(default, chosen)
 
 
-@both_lams
+@each_lam
 def test_targets_that_are_logarithms_are_kept_apart(mix: Mix) -> None:
     loss = nn.KLDivLoss(reduction="batchmean", log_target=True)
     raw, target = logits(), real(4, 3).log_softmax(1)
     input = raw.log_softmax(1)
     expected = reference.interpolated_loss(unreduced(loss), input, target, mix, "batchmean")
     assert_same_values_and_gradients(MixUpCriterion(loss)(input, target, mix), expected, raw)
-    with pytest.raises(ValueError, match="got KLDivLoss of labels or logarithms; use"):
+    with pytest.raises(ValueError, match="got KLDivLoss of hard labels or logarithms; use"):
         MixUpCriterion(loss, interpolate_loss=False)
 
 
 def test_a_compiled_loss_of_labels_is_recognised() -> None:
-    with pytest.raises(ValueError, match="of labels or logarithms; use"):
+    with pytest.raises(ValueError, match="of hard labels or logarithms; use"):
         MixUpCriterion(torch.compile(nn.HingeEmbeddingLoss()), interpolate_loss=False)
 
 
-@both_lams
+@each_lam
 def test_the_stirling_term_of_the_poisson_loss_is_not_linear_in_the_target(mix: Mix) -> None:
     loss, input, target = nn.PoissonNLLLoss(full=True), logits().detach(), 6 * real(4, 3)
     kept_apart, mixed = (MixUpCriterion(loss, interpolate_loss=mode)(input, target, mix) for mode in (True, False))
@@ -172,7 +205,7 @@ each_index_option = pytest.mark.parametrize("options", INDEX_OPTIONS.values(), i
 
 @pytest.mark.skipif(not hasattr(nn, "LinearCrossEntropyLoss"), reason="new in torch 2.13")
 @each_index_option
-@both_lams
+@each_lam
 def test_linear_cross_entropy_is_the_cross_entropy_of_its_logits(mix: Mix, options: dict[str, Any]) -> None:
     loss = nn.LinearCrossEntropyLoss(5, 3, dtype=torch.float64, **options)
     input = torch.randn(4, 5, dtype=torch.float64)
@@ -186,28 +219,28 @@ class Tempered(nn.CrossEntropyLoss):
 
 
 @each_index_option
-@both_lams
+@each_lam
 def test_a_subclass_of_cross_entropy_has_its_mean(mix: Mix, options: dict[str, Any]) -> None:
     raw = logits()
     expected = reference.cross_entropy(raw / 2, LABELS, mix, **options)
     assert_same_values_and_gradients(MixUpCriterion(Tempered(**options))(raw, LABELS, mix), expected, raw)
 
 
-def test_the_readme_says_the_same() -> None:
-    text = (Path(__file__).parent.parent / "README.md").read_text()
+def test_the_docs_say_the_same() -> None:
+    text = (Path(__file__).parent.parent / "docs" / "criterion.md").read_text()
     rows = re.findall(r"^\| `(\w+Loss)` \| (.*?) \| (.*?) \| (.*?) \|$", text, re.MULTILINE)
     assert rows == [
         (
             type(case.loss).__name__,
             "yes",
-            "yes" if case.takes_mixed_targets else "refused",
+            "yes" if case.takes_mixed_targets else "raises",
             "equal" if case.linear else "different" if case.takes_mixed_targets else "",
         )
         for case in CASES
     ]
 
 
-def test_a_loss_that_returns_no_tensor_is_refused() -> None:
+def test_a_loss_that_returns_no_tensor_raises() -> None:
     loss = nn.AdaptiveLogSoftmaxWithLoss(4, 10, cutoffs=[5])
     with pytest.raises(TypeError, match="expected loss to return a tensor, got _ASMoutput; wrap it"):
-        MixUpCriterion(loss)(torch.randn(4, 4), LABELS, MIXES[0])
+        MixUpCriterion(loss)(torch.randn(4, 4), LABELS, SCALAR)

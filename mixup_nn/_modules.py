@@ -1,0 +1,264 @@
+"""The mixers: modules that draw a mix and apply it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from ._mix import Mix, check_tensor
+from .functional import mix_inputs
+from .sampling import check_alpha, check_number, check_p, choose, cutmix_lam, cycle, gate, mixup_lam
+
+
+def _number(name: str, check: Callable[[float], float]) -> Any:
+    """An attribute that is checked when it is set, and always a float: an int would cost a graph."""
+    return property(lambda module: getattr(module, name), lambda module, value: setattr(module, name, check(value)))
+
+
+class Mixer(nn.Module):
+    r"""Base class of the modules that mix a batch with a permutation of itself.
+
+    .. math::
+        \tilde x_i = \lambda_i x_i + (1 - \lambda_i)\, x_{\text{index}_i}
+
+    A subclass says how ``lam`` is drawn, by :meth:`sample_lam`, and nothing else. ``index`` is a uniformly random
+    cyclic permutation: no sample is its own partner. In training mode each call draws afresh and leaves what it
+    applied in :attr:`last_mix`, for :class:`MixUpCriterion`, which mixes the targets. In eval mode the module returns
+    its input itself.
+
+    It may stand anywhere: first in the model, between layers, after an embedding, after other transforms. It has no
+    parameters, no buffers and an empty ``state_dict``, and no result depends on an earlier call. It compiles with
+    ``torch.compile(fullgraph=True)``.
+
+    Args:
+        p: probability of mixing; otherwise ``lam`` is 1. One decision for each ``lam`` drawn: per batch or per sample.
+
+    Attributes:
+        last_mix: the :class:`Mix` last applied in training mode, or None. Never read by the module itself, never
+            copied or pickled with it. A model that mixes in a way of its own may set it, for the criterion to follow.
+            Under activation checkpointing the recomputation in backward sets it again: take the loss of every forward
+            before any backward, or pass the mix.
+
+    Raises:
+        TypeError: ``p`` is not a number; on call, an input that is not a dense floating-point tensor, or a ``mix`` that
+            is not a :class:`Mix`.
+        ValueError: ``p`` is outside [0, 1]; on call, an input whose sizes do not fit the ``mix``.
+        RuntimeError: on call in training mode, on a replica made by ``nn.DataParallel``.
+
+    Example:
+        Whole halves of images, of random share, from the partner:
+
+        >>> import torch
+        >>> from mixup_nn import Mixer
+        >>> class VerticalHalves(Mixer):
+        ...     def sample_lam(self, input):
+        ...         columns = torch.arange(input.shape[-1], device=input.device) / input.shape[-1]
+        ...         return (columns < torch.rand((), device=input.device)).float().expand(1, 1, *input.shape[2:])
+        >>> mixer = VerticalHalves(p=0.5)
+        >>> mixer(torch.randn(4, 3, 8, 8)).shape
+        torch.Size([4, 3, 8, 8])
+    """
+
+    p = _number("_p", check_p)
+    last_mix: Mix | None
+
+    def __init__(self, *, p: float = 1.0) -> None:
+        super().__init__()
+        self._p = check_p(p)
+        self.last_mix = None
+
+    def sample_lam(self, input: Tensor) -> Tensor:
+        """Draw ``lam`` for ``input``, on its device, in one of the shapes of :class:`Mix`. Subclasses override this."""
+        raise NotImplementedError(f"{type(self).__name__} has no sample_lam(input), which draws lam")
+
+    def sample(self, input: Tensor) -> Mix:
+        """Draw a mix for ``input``: ``lam`` and partners. Override it for partners of your own."""
+        check_tensor("input", input)
+        return Mix(self._sample_gated_lam(input), cycle(input.shape[0], input.device))
+
+    def _sample_gated_lam(self, input: Tensor) -> Tensor:
+        """Draw ``lam``, and 1 in its place with probability ``1 - p``."""
+        return gate(self.sample_lam(input), self._p)
+
+    def forward(self, input: Tensor, mix: Mix | None = None) -> Tensor:
+        """Return the mixed batch. A given ``mix`` is applied in training and eval mode alike."""
+        if not self.training:
+            return input if mix is None else mix_inputs(input, mix)
+        if "_is_replica" in self.__dict__:
+            raise RuntimeError(
+                f"{type(self).__name__} cannot train under nn.DataParallel: the draws of its replicas never reach the "
+                "criterion; use torch.nn.parallel.DistributedDataParallel"
+            )
+        mix = self.sample(input) if mix is None else mix
+        mixed = mix_inputs(input, mix)
+        self.last_mix = mix
+        return mixed
+
+    def extra_repr(self) -> str:
+        return ", ".join(
+            f"{name}={getattr(self, name)}" for name in ("alpha", "p", "per_sample") if hasattr(self, name)
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "last_mix": None}  # type: ignore[no-untyped-call]
+
+
+class MixUp(Mixer):
+    r"""Trains on convex combinations of the samples of a batch, as in *mixup: Beyond Empirical Risk Minimization*.
+
+    .. math::
+        \lambda \sim \mathrm{Beta}(\alpha, \alpha), \qquad
+        \tilde x_i = \lambda_i x_i + (1 - \lambda_i)\, x_{\text{index}_i}
+
+    What all mixers have in common, :attr:`last_mix` and the errors are those of :class:`Mixer`.
+
+    Args:
+        alpha: parameter of the Beta distribution, a finite number >= 0. 0.2 suits ImageNet, 1.0 CIFAR-10; the larger,
+            the closer to equal parts; 0 is plain training. May be set at any time.
+        p: probability of mixing. One decision per batch, or per sample with ``per_sample``. May be set at any time.
+        per_sample: draw one ``lam`` per sample instead of one per batch.
+
+    Shape:
+        - input: ``(B, *)``, float16, bfloat16, float32 or float64.
+        - output: like the input, in shape, dtype, device and memory format.
+
+    Raises:
+        TypeError: ``alpha`` is not a number.
+        ValueError: ``alpha`` is negative or not finite.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from mixup_nn import MixUp, MixUpCriterion
+        >>> mixup = MixUp(alpha=0.2)
+        >>> model = nn.Sequential(mixup, nn.Linear(4, 3))
+        >>> criterion = MixUpCriterion(nn.CrossEntropyLoss(), mixup)
+        >>> x, y = torch.randn(8, 4), torch.randint(3, (8,))
+        >>> criterion(model(x), y).backward()
+        >>> x is mixup.eval()(x)
+        True
+
+    Reference:
+        https://arxiv.org/abs/1710.09412
+    """
+
+    alpha = _number("_alpha", check_alpha)
+
+    def __init__(self, alpha: float = 0.2, *, p: float = 1.0, per_sample: bool = False) -> None:
+        super().__init__(p=p)
+        self.alpha = alpha
+        self.per_sample = per_sample
+
+    def sample_lam(self, input: Tensor) -> Tensor:
+        """Draw ``lam`` as :func:`sampling.sample_mixup` does, before the gate of ``p``."""
+        return mixup_lam(input.shape[0], self.alpha, per_sample=self.per_sample, device=input.device)
+
+
+class CutMix(Mixer):
+    r"""Replaces a box of each sample by that of its partner, as in *CutMix: Regularization Strategy*.
+
+    .. math::
+        \tilde x = M \odot x + (1 - M) \odot x_{\text{index}}, \qquad
+        \tilde y = \bar M y + (1 - \bar M)\, y_{\text{index}}
+
+    The mask :math:`M`, here a ``lam`` per position, is 0 inside the box; its mean :math:`\bar M` is the share of the
+    original. :func:`sampling.sample_cutmix` says how the box is drawn. What all mixers have in common is said of
+    :class:`Mixer`; ``p`` and ``per_sample`` mean what they mean in :class:`MixUp`.
+
+    Args:
+        alpha: parameter of the Beta distribution of the box's share, a finite number >= 0; 1 is uniform, 0 is plain
+            training.
+        p: probability of mixing.
+        per_sample: draw one box per sample instead of one per batch.
+
+    Shape:
+        - input: ``(B, C, *spatial)`` with one to three spatial dimensions: audio, images, volumes or video.
+        - output: like the input, in shape, dtype, device and memory format.
+
+    Raises:
+        ValueError: on call, an input without one to three spatial dimensions.
+
+    Example:
+        >>> import torch
+        >>> from mixup_nn import CutMix
+        >>> cutmix = CutMix()
+        >>> cutmix(torch.randn(4, 3, 8, 8)).shape, cutmix.last_mix.lam.shape
+        (torch.Size([4, 3, 8, 8]), torch.Size([1, 1, 8, 8]))
+
+    Reference:
+        https://arxiv.org/abs/1905.04899
+    """
+
+    alpha = _number("_alpha", check_alpha)
+
+    def __init__(self, alpha: float = 1.0, *, p: float = 1.0, per_sample: bool = False) -> None:
+        super().__init__(p=p)
+        self.alpha = alpha
+        self.per_sample = per_sample
+
+    def sample_lam(self, input: Tensor) -> Tensor:
+        """Draw ``lam`` as :func:`sampling.sample_cutmix` does, before the gate of ``p``."""
+        return cutmix_lam(input.shape, self.alpha, per_sample=self.per_sample, device=input.device)
+
+
+class RandomChoice(Mixer):
+    r"""One of several mixers for each batch, or for each sample.
+
+    .. math::
+        \lambda = \lambda_k, \qquad P(k) = p_k
+
+    All mixers draw, one ``lam`` is kept, and there is one partner for all: one graph under ``torch.compile``. What all
+    mixers have in common is said of :class:`Mixer`.
+
+    Args:
+        mixers: the mixers to choose from, at least one; each keeps its own ``p`` and ``per_sample``.
+        p: the probability of each, uniform if not given; numbers >= 0, divided by their sum.
+        per_sample: choose for each sample instead of once per batch.
+
+    Shape:
+        - input: what every mixer takes.
+        - output: like the input, in shape, dtype, device and memory format.
+
+    Raises:
+        TypeError: an entry of ``mixers`` is not a :class:`Mixer`, or has partners of its own.
+        ValueError: no mixers; ``p`` of another length, with a negative number, or without a positive one.
+
+    Example:
+        >>> import torch
+        >>> from mixup_nn import CutMix, MixUp, RandomChoice
+        >>> mixer = RandomChoice([MixUp(0.8), CutMix(1.0)])
+        >>> mixer(torch.randn(4, 3, 8, 8)).shape
+        torch.Size([4, 3, 8, 8])
+    """
+
+    def __init__(self, mixers: Iterable[Mixer], p: Sequence[float] | None = None, *, per_sample: bool = False) -> None:
+        super().__init__()
+        mixers = list(mixers)
+        if not mixers:
+            raise ValueError("expected at least one mixer, got none")
+        for mixer in mixers:
+            if not isinstance(mixer, Mixer) or type(mixer).sample is not Mixer.sample:
+                got = type(mixer).__name__
+                raise TypeError(f"expected Mixer modules that override sample_lam but not sample, got {got}")
+        self.mixers = nn.ModuleList(mixers)
+        self.p = p
+        self.per_sample = per_sample
+
+    @property
+    def p(self) -> tuple[float, ...]:
+        return self._probabilities
+
+    @p.setter
+    def p(self, p: Sequence[float] | None) -> None:
+        expected = f"{len(self.mixers)} numbers >= 0, one for each mixer and not all of them 0"
+        p = [1.0] * len(self.mixers) if p is None else p if isinstance(p, Sequence) else [p]
+        if len(p) != len(self.mixers) or sum(check_number("p", share, 0, 1e300, expected) for share in p) == 0:
+            raise ValueError(f"expected p to be {expected}, got {tuple(p)}")
+        self._probabilities = tuple(float(share) / sum(p) for share in p)
+
+    def sample_lam(self, input: Tensor) -> Tensor:
+        """Draw the ``lam`` of every mixer, and pick one of them."""
+        lams = [mixer._sample_gated_lam(input) for mixer in self.mixers]  # type: ignore[operator]
+        return choose(lams, self._probabilities, input.shape[0] if self.per_sample else None)

@@ -1,0 +1,74 @@
+"""The mixes, mixers and decorators that several test files share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from mixup_nn import CutMix, Mix, Mixer, MixUp, RandomChoice
+
+CYCLE = torch.tensor([2, 3, 1, 0])
+SCALAR = Mix(torch.tensor(0.3), CYCLE)
+PER_SAMPLE = Mix(torch.tensor([0.1, 0.6, 1.0, 0.0]), CYCLE)
+both_lams = pytest.mark.parametrize("mix", (SCALAR, PER_SAMPLE), ids=("per_batch", "per_sample"))
+
+
+def per_position(*spatial: int, per_sample: bool = True) -> Mix:
+    """A mix of four samples whose weights differ from position to position, beside whole zeros and ones."""
+    lam = torch.rand((4 if per_sample else 1, 1, *spatial), generator=torch.Generator().manual_seed(7))
+    return Mix(torch.where(lam < 0.3, 0, torch.where(lam > 0.7, 1, lam)), CYCLE)
+
+
+def lams_of(*spatial: int) -> dict[str, Mix]:
+    """A mix of every shape of lam, for inputs of four samples."""
+    shared, own = (per_position(*spatial, per_sample=per_sample) for per_sample in (False, True))
+    return {"per_batch": SCALAR, "per_sample": PER_SAMPLE, "per_position": shared, "per_sample_and_position": own}
+
+
+class Dominant(MixUp):
+    """A mixer of a user's own: the original keeps at least half."""
+
+    def sample_lam(self, input: Tensor) -> Tensor:
+        lam = super().sample_lam(input)
+        return torch.maximum(lam, 1 - lam)
+
+
+MIXERS: dict[str, Callable[[], Mixer]] = {
+    "mixup": lambda: MixUp(1.0),
+    "mixup_per_sample": lambda: MixUp(1.0, per_sample=True, p=0.9),
+    "cutmix": lambda: CutMix(1.0),
+    "cutmix_per_sample": lambda: CutMix(1.0, per_sample=True, p=0.9),
+    "choice": lambda: RandomChoice([MixUp(1.0), CutMix(1.0)]),
+    "choice_per_sample": lambda: RandomChoice([MixUp(1.0, p=0.9), CutMix(per_sample=True)], (1, 3), per_sample=True),
+    "own": lambda: Dominant(1.0),
+}
+each_mixer = pytest.mark.parametrize("make", MIXERS.values(), ids=MIXERS)
+
+
+def applied(mixer: Mixer) -> Mix:
+    """The mix last applied."""
+    assert mixer.last_mix is not None
+    return mixer.last_mix
+
+
+class Operations(TorchDispatchMode):
+    """Notes each operation of torch that made tensors, and the largest of them."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.made: list[tuple[str, int]] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        output = func(*args, **(kwargs or {}))
+        sizes = [value.numel() for value in tree_leaves(output) if isinstance(value, Tensor)]
+        if sizes:
+            self.made.append((func.overloadpacket.__name__, max(sizes)))
+        return output
