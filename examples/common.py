@@ -1,28 +1,26 @@
-"""What the examples share: options, digits, a training loop, scores, tables and the look of the pictures."""
+"""What the examples share: data, a training loop, scores, tables, the option parser and the look of the pictures."""
 
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from math import floor
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import NamedTuple
 
 import matplotlib as mpl
-import numpy as np
 import sklearn.datasets
 import torch
 from einops import rearrange
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
-from mixup_nn import MixUp, MixUpCriterion
-
-GREY, BLUE = "#7b818b", "#2f6fde"  # the two runs of every comparison: without and with MixUp
+GREY, BLUE = "#7b818b", "#2f6fde"  # of the two runs of a comparison: without and with MixUp
+DIGIT_COLORS = ("#2f6fde", "#e8543a", "#17a673", "#9a4fd0", "#f08a00", "#0d9fc0", "#e0408f", "#6f8f1a")  # of 0 to 7
+PAPER = 0.96  # the grey of the empty pixels
 
 
 class Samples(NamedTuple):
@@ -43,47 +41,25 @@ class Scores(NamedTuple):
 Runs = dict[str, dict[str, list[list[Scores]]]]  # setting, training (the first without MixUp), seed, epoch
 
 
-def example_parser(doc: str | None, *, alpha: float, epochs: int, batch_size: int) -> argparse.ArgumentParser:
-    """The options that all examples have, with the docstring of the script as help text."""
+def example_parser(
+    doc: str | None, *, epochs: int, batch_size: int, alpha: float | None = None
+) -> argparse.ArgumentParser:
+    """The options that the examples have in common, with the docstring of the script as help text."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     default_device = "cuda" if torch.cuda.is_available() else "cpu"
 
     def add(name: str, kind: Callable[[str], object], default: object, meaning: str) -> None:
         parser.add_argument(name, type=kind, default=default, help=f"{meaning} (default: {default})")
 
-    add("--alpha", number(float, 0), alpha, "parameter of the Beta distribution")
-    add("--epochs", number(int, 1), epochs, "passes over the training samples, per run")
-    add("--seeds", number(int, 1), 3, "runs per setting, for means and spreads")
-    add("--batch-size", number(int, 1), batch_size, "training samples per step")
-    add("--device", usable_device, default_device, "where to train")
-    add("--out", Path, Path("out"), "folder for the pictures")
-    parser.add_argument("--compile", action="store_true", help="compile the training step, forward and loss, as one")
+    if alpha is not None:
+        add("--alpha", float, alpha, "parameter of the Beta distribution of MixUp")
+    add("--epochs", int, epochs, "passes over the training samples, per run")
+    add("--seeds", int, 3, "runs per setting, for means and standard deviations")
+    add("--batch-size", int, batch_size, "training samples per step")
+    add("--device", torch.device, default_device, "where to train")
+    add("--out", Path, Path("out"), "folder for what is written")
+    parser.add_argument("--compile", action="store_true", help="compile forward pass and loss as one graph")
     return parser
-
-
-def number(kind: type[int] | type[float], low: float, high: float = sys.float_info.max) -> Callable[[str], float]:
-    """An argparse type: a number in ``[low, high]``, with an error that says so."""
-
-    def parse(text: str) -> float:
-        bounds = f">= {low}" if high == sys.float_info.max else f"in [{low}, {high}]"
-        expected = f"expected a {'whole' if kind is int else 'finite'} number {bounds}, got {text!r}"
-        try:
-            value = kind(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(expected) from None
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(expected)
-        return value
-
-    return parse
-
-
-def usable_device(text: str) -> torch.device:
-    """An argparse type: a device that this machine has."""
-    try:
-        return torch.empty(0, device=text).device
-    except (AssertionError, RuntimeError) as error:  # torch raises either, with the reason in the first line
-        raise argparse.ArgumentTypeError(f"cannot use {text!r}: {str(error).splitlines()[0]}") from None
 
 
 def load_digits(device: torch.device | str = "cpu") -> tuple[Samples, Samples]:
@@ -96,30 +72,50 @@ def load_digits(device: torch.device | str = "cpu") -> tuple[Samples, Samples]:
     return train, test
 
 
+def redraw(labels: Tensor, share: float, seed: int) -> Tensor:
+    """Replace each label with probability ``share`` by one of the ten digits, drawn uniformly."""
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.rand(labels.shape, generator=generator) < share
+    return torch.where(chosen, torch.randint(10, labels.shape, generator=generator), labels.cpu()).to(labels.device)
+
+
+def small_cnn() -> nn.Module:
+    """87,000 weights: enough to memorise 1,000 random labels of digits."""
+    return nn.Sequential(
+        nn.Conv2d(1, 32, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(32, 64, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(256, 256),
+        nn.ReLU(),
+        nn.Linear(256, 10),
+    )
+
+
 def fit(
     model: nn.Module,
     criterion: Callable[[Tensor, Tensor], Tensor],
     train: Samples,
+    *,
     epochs: int,
     batch_size: int,
-    *,
     lr: float,
     seed: int,
     compile: bool = False,
-) -> Iterator[int]:
-    """Train with Adam and a cosine schedule; yields the number of each epoch when it is done.
-
-    ``seed`` fixes the order of the batches, whatever else draws random numbers.
-    """
+    after_epoch: Callable[[], object] = lambda: None,
+) -> None:
+    """A plain training loop: Adam and a cosine schedule. ``seed`` fixes the order of the batches."""
 
     def forward(x: Tensor, y: Tensor) -> Tensor:
         return criterion(model(x), y)
 
+    torch.compiler.reset()  # forgets the graphs of the run before
     compute_loss = torch.compile(forward, fullgraph=True) if compile else forward
-    order = torch.Generator().manual_seed(seed)
+    order = torch.Generator().manual_seed(seed)  # of its own: mixing draws from the global one
     optimizer = torch.optim.Adam(model.parameters(), lr, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
-    for epoch in range(1, epochs + 1):
+    for _ in range(epochs):
         model.train()
         for batch in torch.randperm(len(train.input), generator=order).to(train.input.device).split(batch_size):
             loss = compute_loss(train.input[batch], train.target[batch])
@@ -127,28 +123,14 @@ def fit(
             loss.backward()
             optimizer.step()
         schedule.step()
-        yield epoch
-
-
-def fitted(
-    network: nn.Module, loss: nn.Module, train: Samples, alpha: float, *, lr: float, seed: int, args: argparse.Namespace
-) -> nn.Module:
-    """The whole of one run, by the options of the example: ``network`` trained with MixUp of the input."""
-    mixup = MixUp(alpha)
-    model = nn.Sequential(mixup, network).to(args.device)
-    criterion = MixUpCriterion(loss, mixup)
-    for _ in fit(model, criterion, train, args.epochs, args.batch_size, lr=lr, seed=seed, compile=args.compile):
-        pass
-    return model
+        after_epoch()
 
 
 @torch.no_grad()
 def evaluate(model: nn.Module, test: Samples, bins: int = 15, ignore_index: int = -100) -> Scores:
-    """Accuracy, mean negative log-likelihood and expected calibration error, of samples or of their pixels.
+    """Accuracy, cross entropy and expected calibration error, over samples or over pixels, without those ignored.
 
-    A target of ``ignore_index`` counts for nothing, as in cross entropy.
-
-    The calibration error is the mean distance of confidence to accuracy, over bins of equal width in confidence.
+    The calibration error is the gap between confidence and accuracy, averaged over bins of equal width in confidence.
     """
     logits = rearrange(model.eval()(test.input), "b classes ... -> (b ...) classes")
     target = test.target.flatten()
@@ -174,10 +156,10 @@ def mean_and_spread(values: Sequence[float]) -> str:
     return f"{fmean(values):.3f}" + (f" ± {spread(values):.3f}" if len(values) > 1 else "")
 
 
-def verdict(without: Sequence[float], with_mixup: Sequence[float], *, higher_is_better: bool) -> str:
-    """What a comparison shows, in words: a difference counts where it exceeds both spreads together."""
-    gain = (fmean(with_mixup) - fmean(without)) * (1 if higher_is_better else -1)
-    if abs(gain) <= spread(without) + spread(with_mixup):
+def verdict(without: Sequence[float], with_mixing: Sequence[float], *, higher_is_better: bool) -> str:
+    """A comparison in words: a difference counts if it exceeds the sum of the two standard deviations."""
+    gain = (fmean(with_mixing) - fmean(without)) * (1 if higher_is_better else -1)
+    if abs(gain) <= spread(without) + spread(with_mixing):
         return "no clear difference"
     return f"{'better' if gain > 0 else 'worse'} by {abs(gain):.3f}" + (" (one seed)" if len(without) == 1 else "")
 
@@ -190,13 +172,13 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def report(runs: Runs) -> str:
-    """The scores after the last epoch as a table, and what they show in words."""
+    """The scores after the last epoch as a table, and each training compared in words to the first."""
     metrics = [field.replace("_", " ") for field in Scores._fields]
     rows, findings = [], []
     for setting, trainings in runs.items():
         last = {name: list(zip(*(run[-1] for run in seeds), strict=True)) for name, seeds in trainings.items()}
         rows += [[setting, name, *map(mean_and_spread, scores)] for name, scores in last.items()]
-        without, *others = last  # each is compared to the first
+        without, *others = last
         for name in others:
             words = [
                 f"{metric} {verdict(*pair, higher_is_better=metric == 'accuracy')}"
@@ -204,7 +186,7 @@ def report(runs: Runs) -> str:
             ]
             findings.append(f"{setting}, {name}: {', '.join(words)}.")
     scores = "Test scores after the last epoch, mean ± standard deviation over the seeds:"
-    rule = "In words, where a difference counts if it exceeds both deviations together:"
+    rule = "In words, where a difference counts if it exceeds the sum of the two standard deviations:"
     return "\n".join(["", scores, "", table(["", "", *metrics], rows), "", rule, *findings])
 
 
@@ -236,37 +218,41 @@ def set_plot_style() -> None:
     )
 
 
-def draw_accuracy(runs: Runs) -> Figure:
-    """Test accuracy over the epochs, a panel for each setting, with means over the seeds and bands of one spread."""
-    figure = Figure(figsize=(10, 4.4))
-    axes = figure.subplots(1, len(runs), sharey=True, squeeze=False)[0]
-    figure.subplots_adjust(left=0.075, right=0.865, top=0.88, bottom=0.13, wspace=0.42)
-    lowest = min(run[-1].accuracy for trainings in runs.values() for seeds in trainings.values() for run in seeds)
-    axes[0].set(ylim=(max(floor(10 * lowest - 1) / 10, 0), 1.01), ylabel="test accuracy")
-    for axis, (setting, trainings) in zip(axes, runs.items(), strict=True):
-        axis.set(title=f"trained on {setting}", xlabel="epoch")
-        axis.xaxis.get_major_locator().set_params(integer=True)
-        ends = []
-        for (name, seeds), color in zip(trainings.items(), (GREY, BLUE), strict=True):
-            accuracies = [[scores.accuracy for scores in epoch] for epoch in zip(*seeds, strict=True)]
-            mean, band = (np.array([of(values) for values in accuracies]) for of in (fmean, spread))
-            epochs = range(1, len(mean) + 1)
-            axis.plot(epochs, mean, color=color)
-            axis.plot(len(mean), mean[-1], "o", color=color)
-            axis.fill_between(epochs, mean - band, mean + band, color=color, alpha=0.16, linewidth=0)
-            ends.append((len(mean), mean[-1], name, color))
-        label_ends(axis, *sorted(ends, key=lambda end: end[1]))
+def colored_digits(samples: Samples) -> tuple[Tensor, Tensor]:
+    """One picture ``(3, 8, 8)`` of each digit from 0 to 7, in a colour of its own; and the digits."""
+    digits = torch.arange(len(DIGIT_COLORS))
+    ink = torch.stack([samples.input[samples.target == digit][0] for digit in digits]).cpu()
+    colors = rearrange(torch.tensor([to_rgb(color) for color in DIGIT_COLORS]), "n rgb -> n rgb 1 1")
+    return PAPER - ink * (PAPER - colors), digits
+
+
+def draw_batches(batches: dict[str, Tensor], partners: Tensor, shares: dict[str, Tensor]) -> Figure:
+    """A row for each batch of coloured digits; under those with ``shares`` stand both labels and their weights."""
+    left, size, gap, caption = 0.95, 1.048, 0.084, 0.62  # inches
+    height = 2 * gap + len(batches) * (size + gap) + len(shares) * (caption - gap)
+    figure = Figure(figsize=(10, height))
+    bottom = height - gap
+    for name, batch in batches.items():
+        bottom -= size
+        figure.text((left - 0.12) / 10, (bottom + size / 2) / height, name, ha="right", va="center")
+        weights = shares[name].tolist() if name in shares else []
+        for column, image in enumerate(rearrange(batch, "n rgb h w -> n h w rgb")):
+            x = left + column * (size + gap)
+            axis = figure.add_axes((x / 10, bottom / height, size / 10, size / height))
+            axis.imshow(image)
+            axis.set_axis_off()
+            if weights:
+                caption_below(axis, weights[column], column, int(partners[column]))
+        bottom -= caption if weights else gap
     return figure
 
 
-def label_ends(axis: Axes, lower: tuple[int, float, str, str], upper: tuple[int, float, str, str]) -> None:
-    """Write name and last value beside the ends of two curves, so far apart that neither label covers the other."""
-    bottom, top = axis.get_ylim()
-    apart = max(upper[1] - lower[1], 0.17 * (top - bottom))
-    for (x, y, name, color), side in ((lower, -0.5), (upper, 0.5)):
-        place = (x, (lower[1] + upper[1]) / 2 + side * apart)
-        label = axis.annotate(f"{name}\n{y:.3f}", place, (10, 0), textcoords="offset points", annotation_clip=False)
-        label.set(color=color, verticalalignment="center")
+def caption_below(axis: Axes, weight: float, digit: int, partner: int) -> None:
+    """The label of a mixture: ``0.72 · "0"`` and, below it, ``+ 0.28 · "6"``, in the colours of the digits."""
+    shown = round(weight, 2)  # so that the two numbers add up to 1
+    for y, share, label in ((-0.17, f"{shown:.2f}", digit), (-0.38, f"+ {1 - shown:.2f}", partner)):
+        text = f'{share} · "{label}"'
+        axis.text(0.94, y, text, transform=axis.transAxes, ha="right", va="center", color=DIGIT_COLORS[label])
 
 
 def save(figure: Figure, path: Path) -> None:

@@ -1,38 +1,48 @@
-"""Pictures of what MixUp draws, what it makes of a decision surface, and what it makes of a batch.
+"""Pictures of what the mixers draw, of what they make of a batch, and of a decision surface with and without MixUp.
 
     python examples/gallery.py           # about a quarter of a minute on two CPU cores
     python examples/gallery.py --quick   # a few seconds: shorter training, coarser pictures
 
-Writes three pictures: gallery_density.png, the density of Beta(alpha, alpha) over draws of ``sample_beta``;
-gallery_moons.png, the decision surface of a small network on two noisy moons without and with MixUp; and
-gallery_batch.png, a mixed batch of digits by :func:`show_batch`, which shows any batch of pictures and its mix.
-Prints the test scores of the two moons. They are those of one training set: over four of them accuracy gained between
--1 and 5 points, 1.5 on average as here.
+Writes three pictures: mixers.png, a batch under MixUp, CutMix and the random choice of both, with the weights of the
+two labels; density.png, the density of Beta(alpha, alpha) over draws of ``sample_beta``; and moons.png, the decision
+surface of a small network on two noisy moons without and with MixUp.
+
+Prints the test scores of the two moons for one training set. Over five of them MixUp changed the accuracy by -1 to 5
+points, 1.8 on average.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from math import exp, lgamma
 from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
 import torch
-from common import BLUE, Runs, Samples, evaluate, fit, load_digits, report, save, set_plot_style
+from common import (
+    BLUE,
+    Runs,
+    Samples,
+    colored_digits,
+    draw_batches,
+    evaluate,
+    fit,
+    load_digits,
+    report,
+    save,
+    set_plot_style,
+)
 from einops import rearrange
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from sklearn.datasets import make_moons
-from torch import Tensor, nn
+from torch import nn
 
-from mixup_nn import Mix, MixUp, MixUpCriterion
-from mixup_nn.functional import mixup
-from mixup_nn.sampling import sample_beta, sample_mix
+from mixup_nn import CutMix, Mix, Mixer, MixUp, MixUpCriterion, RandomChoice
+from mixup_nn.sampling import sample_beta
 
-RED, INK = "#e8543a", "#22262c"
+INK = "#22262c"
 POINTS = "#1b4aa8", "#b93218"  # darker than the surface below them
 ALPHAS = 0.2, 0.5, 1.0, 2.0, 8.0
 SURFACE = LinearSegmentedColormap.from_list(
@@ -70,19 +80,19 @@ def moons(count: int, seed: int, noise: float = 0.3) -> Samples:
 
 
 def train_moons(alpha: float, train: Samples, epochs: int) -> nn.Module:
-    """A network large enough to learn every point by heart."""
+    """A network large enough to memorise every point."""
     torch.manual_seed(0)
-    link = MixUp(alpha, per_sample=True)
+    mixup = MixUp(alpha, per_sample=True)
     hidden = [nn.Sequential(nn.Linear(width, 128), nn.SiLU()) for width in (2, 128, 128)]
-    model = nn.Sequential(link, *hidden, nn.Linear(128, 2))
-    for _ in fit(model, MixUpCriterion(nn.CrossEntropyLoss(), link), train, epochs, 50, lr=3e-3, seed=0):
-        pass
+    model = nn.Sequential(mixup, *hidden, nn.Linear(128, 2))
+    criterion = MixUpCriterion(nn.CrossEntropyLoss(), mixup)
+    fit(model, criterion, train, epochs=epochs, batch_size=50, lr=3e-3, seed=0)
     return model.eval()
 
 
 @torch.no_grad()
 def draw_surfaces(models: dict[str, nn.Module], train: Samples, test: Samples, resolution: int) -> Figure:
-    """The probability of one class over the plane, its even line, and the training points."""
+    """The probability of one class over the plane, the decision boundary, and the training points."""
     figure = Figure(figsize=(10, 4.1))
     axes = figure.subplots(1, len(models))
     figure.subplots_adjust(left=0.012, right=0.988, top=0.88, bottom=0.025, wspace=0.03)
@@ -103,35 +113,23 @@ def draw_surfaces(models: dict[str, nn.Module], train: Samples, test: Samples, r
     return figure
 
 
-def show_batch(images: Tensor, labels: Sequence[object] | Tensor, mix: Mix) -> Figure:
-    """A batch of pictures ``(B, C, H, W)`` in [0, 1], one or three channels, mixed: each with its two labels.
-
-    Under each mixture stand the weight and label of the picture and of its partner.
-    """
-    names = [str(label.item() if isinstance(label, Tensor) else label) for label in labels]
-    mixed = rearrange(mixup(images, mix), "n c h w -> n h w c").cpu()
-    columns = min(len(mixed), 8)
-    rows = -(-len(mixed) // columns)
-    width = 10 / columns
-    height = rows * (width + 0.52)
-    figure = Figure(figsize=(10, height))
-    axes = figure.subplots(rows, columns, squeeze=False)
-    figure.subplots_adjust(
-        left=0.006, right=0.994, top=1 - 0.06 / height, bottom=0.52 / height, wspace=0.1, hspace=0.52
-    )
-    for axis in axes.flat:
-        axis.set_axis_off()
-    weights = mix.lam.expand(len(mixed)).tolist()
-    for axis, image, weight, name, partner in zip(axes.flat, mixed, weights, names, mix.index.tolist(), strict=False):
-        axis.imshow(image, "gray_r", vmin=0, vmax=1)
-        axis.add_patch(Rectangle((0, 0), 1, 1, fill=False, edgecolor="#c4c8cf", transform=axis.transAxes))
-        shown = round(weight, 2)  # so that the two numbers add up to 1
-        for y, share, label, color in (
-            (-0.05, f"{shown:.2f}", name, BLUE),
-            (-0.23, f"+ {1 - shown:.2f}", names[partner], RED),
-        ):
-            axis.text(0.94, y, f'{share} · "{label}"', color=color, transform=axis.transAxes, ha="right", va="top")
-    return figure
+def draw_mixers(samples: Samples) -> Figure:
+    """One batch under three mixers, each sample with the same partner throughout."""
+    images, _ = colored_digits(samples)
+    mixup, cutmix = MixUp(1.0, per_sample=True), CutMix(1.0, per_sample=True)
+    mixers: dict[str, Mixer] = {
+        "MixUp": mixup,
+        "CutMix": cutmix,
+        "random\nchoice": RandomChoice([mixup, cutmix], per_sample=True),
+    }
+    partners = mixup.sample(images).index
+    batches = {"original": images, "partner": images[partners]}
+    shares = {}
+    for name, mixer in mixers.items():
+        mix = Mix(mixer.sample(images).lam, partners)
+        batches[name] = mixer(images, mix)
+        shares[name] = mix.lam.view(len(images), -1).mean(1)  # of CutMix, of the area
+    return draw_batches(batches, partners, shares)
 
 
 def main() -> None:
@@ -144,17 +142,16 @@ def main() -> None:
     set_plot_style()
     mpl.rcParams.update({"axes.grid": False, "image.interpolation_stage": "data"})
 
+    torch.manual_seed(6)
+    save(draw_mixers(load_digits()[0]), args.out / "mixers.png")
+
     torch.manual_seed(0)
-    save(draw_density(2_000 if args.quick else 20_000), args.out / "gallery_density.png")
+    save(draw_density(2_000 if args.quick else 20_000), args.out / "density.png")
 
     train, test = moons(150, 2), moons(2000, 1)
     epochs = 5 if args.quick else 500
     models = {f"{name} MixUp": train_moons(alpha, train, epochs) for name, alpha in (("without", 0.0), ("with", 1.0))}
-    save(draw_surfaces(models, train, test, 50 if args.quick else 300), args.out / "gallery_moons.png")
-
-    torch.manual_seed(2)
-    images, labels = (part[:16] for part in load_digits()[0])
-    save(show_batch(images, labels, sample_mix(len(images), 1.0, per_sample=True)), args.out / "gallery_batch.png")
+    save(draw_surfaces(models, train, test, 50 if args.quick else 300), args.out / "moons.png")
 
     runs: Runs = {"two moons": {name: [[evaluate(model, test)]] for name, model in models.items()}}
     print(report(runs))

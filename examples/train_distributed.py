@@ -3,12 +3,12 @@
     torchrun --nproc-per-node 2 examples/train_distributed.py
     torchrun --nproc-per-node 2 examples/train_distributed.py --fsdp
 
-Nothing is communicated for MixUp: each rank mixes its own part of the batch with its own draw. On machines with GPUs
-the ranks use them and NCCL, elsewhere the CPU and gloo; with ``--nnodes`` the same script runs on many machines.
+MixUp needs no communication: each rank mixes its own part of the batch with its own draw. On machines with GPUs the
+ranks use them and NCCL, elsewhere the CPU and gloo; with ``--nnodes`` the same script runs on many machines.
 
-A checkpoint is written after each epoch: model, optimizer and the random state of each rank. Stop the run at any time
-and start it again with the same command: it goes on after the last whole epoch, and ends bit-equal to a run that was
-never stopped. Takes about ten seconds on two CPU cores.
+A checkpoint is written after each epoch: model, optimizer and the random state of each rank. Kill the run at any time
+and start it again with the same command: it resumes after the last complete epoch, and ends with the same weights, bit
+for bit, as a run that was never killed. Takes about ten seconds on two CPU cores.
 """
 
 from __future__ import annotations
@@ -20,35 +20,34 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from common import evaluate, load_digits, number
+from common import evaluate, load_digits, small_cnn
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
-from train_digits import small_cnn
 
 from mixup_nn import MixUp, MixUpCriterion
 
 
 def random_state(device: torch.device) -> Tensor:
-    """The state that this rank's draws come from."""
+    """The state of the generator that this rank draws from."""
     return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
 
 
 def set_random_state(state: Tensor, device: torch.device) -> None:
-    """Go on drawing from a saved state."""
+    """Restore a saved state."""
     torch.cuda.set_rng_state(state, device) if device.type == "cuda" else torch.set_rng_state(state)
 
 
 def newest_checkpoint(folder: Path) -> tuple[int, Path | None]:
-    """The last whole epoch and its checkpoint; (0, None) to begin with."""
+    """The last complete epoch and its checkpoint; (0, None) if there is none."""
     epochs = [int(path.name.removeprefix("epoch-")) for path in folder.glob("epoch-*") if path.suffix != ".partial"]
     return (max(epochs), folder / f"epoch-{max(epochs)}") if epochs else (0, None)
 
 
 def train(options: argparse.Namespace, device: torch.device) -> None:
-    """One rank: its part of each batch, its own draws."""
+    """Train one rank: its part of each batch, its own draws."""
     rank, world = dist.get_rank(), dist.get_world_size()
     train, test = load_digits(device)
 
@@ -88,7 +87,7 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
         dcp.save(state(epoch), checkpoint_id=target.with_suffix(".partial"))
         dist.barrier()
         if rank == 0:
-            target.with_suffix(".partial").rename(target)  # a checkpoint is there whole or not at all
+            target.with_suffix(".partial").rename(target)  # atomic: a checkpoint is complete or absent
             print(f"epoch {epoch}: accuracy {scores.accuracy:.3f}, loss {scores.loss:.6f}", flush=True)
         dist.barrier()
 
@@ -97,10 +96,10 @@ def main() -> None:
     """Read the options, join the other ranks, train."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fsdp", action="store_true", help="shard the model with FSDP2 instead of DDP")
-    parser.add_argument("--alpha", type=number(float, 0), default=1.0, help="parameter of the Beta distribution")
-    parser.add_argument("--epochs", type=number(int, 1), default=10, help="passes over the training samples")
-    parser.add_argument("--batch-size", type=number(int, 1), default=50, help="training samples per step and rank")
-    parser.add_argument("--seed", type=number(int, 0), default=0, help="of the weights, the batches and the draws")
+    parser.add_argument("--alpha", type=float, default=1.0, help="parameter of the Beta distribution")
+    parser.add_argument("--epochs", type=int, default=10, help="passes over the training samples")
+    parser.add_argument("--batch-size", type=int, default=50, help="training samples per step and rank")
+    parser.add_argument("--seed", type=int, default=0, help="of the weights, the batches and the draws")
     parser.add_argument("--checkpoints", type=Path, default=Path("out/checkpoints"), help="where to resume from")
     options = parser.parse_args()
     if "RANK" not in os.environ:

@@ -1,14 +1,14 @@
-"""MixUp beyond pictures: regression and classification of table rows, and classification of waves.
+"""MixUp beyond images: regression and classification of tables, and classification of time series.
 
     python examples/train_tabular.py               # about twenty seconds on two CPU cores
-    python examples/train_tabular.py --alpha 0.2   # weaker mixing costs the waves less
+    python examples/train_tabular.py --alpha 0.2   # weaker mixing hurts the waves less
 
 Three small problems, each trained without and with MixUp from the same weights on the same batches:
 
-- diabetes (scikit-learn): 10 measurements to the progress of the disease, under ``nn.MSELoss()``. The targets are
-  floating, so the criterion interpolates the targets themselves.
-- breast cancer (scikit-learn): 30 measurements to one of two diagnoses, under ``nn.CrossEntropyLoss()``.
-- waves: sine, square or saw of random pitch and phase in noise, as ``(B, channels, time)`` into a convolution.
+- diabetes (scikit-learn): predict the progress of the disease from 10 measurements, with ``nn.MSELoss()``. The
+  targets are floating, so the criterion interpolates the targets themselves.
+- breast cancer (scikit-learn): one of two diagnoses from 30 measurements, with ``nn.CrossEntropyLoss()``.
+- waves: tell sine, square and sawtooth of random pitch and phase apart, in noise: ``(B, channels, time)`` into a CNN.
 
 Prints the test error or accuracy after the last epoch.
 """
@@ -21,15 +21,17 @@ from itertools import product
 from typing import NamedTuple
 
 import torch
-from common import Samples, evaluate, example_parser, fitted, mean_and_spread, table, verdict
+from common import Samples, evaluate, example_parser, fit, mean_and_spread, table, verdict
 from sklearn.datasets import load_breast_cancer, load_diabetes
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from mixup_nn import MixUp, MixUpCriterion
+
 
 class Problem(NamedTuple):
-    """What to train on, what to train, and how well it went."""
+    """The data, the network, its loss and its test score."""
 
     train: Samples
     test: Samples
@@ -39,7 +41,7 @@ class Problem(NamedTuple):
 
 
 def rows(input: Tensor, target: Tensor, device: torch.device) -> tuple[Samples, Samples]:
-    """Half of a table to train and half to test; columns, and floating targets, by mean and deviation of the former."""
+    """Half of a table to train and half to test, standardised by mean and deviation of the training half."""
     train, test = train_test_split(range(len(target)), train_size=0.5, random_state=0)
 
     def standardized(values: Tensor) -> Tensor:
@@ -51,7 +53,7 @@ def rows(input: Tensor, target: Tensor, device: torch.device) -> tuple[Samples, 
 
 
 def waves(count: int, seed: int, device: torch.device, length: int = 64) -> Samples:
-    """``(count, 1, length)`` signals with half as much noise as wave; the target is the shape of the wave."""
+    """``(count, 1, length)`` noisy signals; the target is the shape of the wave."""
     generator = torch.Generator().manual_seed(seed)
     pitch, phase = torch.rand((2, count, 1), generator=generator)
     phase = phase + (2 + 4 * pitch) * torch.linspace(0, 1, length)
@@ -64,18 +66,18 @@ def waves(count: int, seed: int, device: torch.device, length: int = 64) -> Samp
 
 
 def mlp(columns: int, outputs: int) -> nn.Module:
-    """More weights than a few hundred rows can hold in check."""
+    """Many more weights than rows."""
     return nn.Sequential(nn.Linear(columns, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, outputs))
 
 
 def convolution() -> nn.Module:
-    """Two convolutions over time, and the mean over what they found."""
+    """Two convolutions over time, and pooling."""
     layers = nn.Conv1d(1, 32, 9, stride=2), nn.ReLU(), nn.Conv1d(32, 64, 9, stride=2), nn.ReLU()
     return nn.Sequential(*layers, nn.AdaptiveAvgPool1d(4), nn.Flatten(), nn.Linear(256, 3))
 
 
 def accuracy(model: nn.Module, test: Samples) -> float:
-    """Share of the test samples told right."""
+    """Share of the test samples classified correctly."""
     return evaluate(model, test).accuracy
 
 
@@ -86,7 +88,7 @@ def rmse(model: nn.Module, test: Samples) -> float:
 
 
 def main() -> None:
-    """Train every pair of runs, then print what came of them."""
+    """Train every pair of runs, then print the results."""
     args = example_parser(__doc__, alpha=1.0, epochs=40, batch_size=50).parse_args()
     torch.set_num_threads(1)  # so small a net gains nothing from more
     diabetes = rows(*map(torch.tensor, load_diabetes(return_X_y=True)), args.device)
@@ -97,11 +99,15 @@ def main() -> None:
         "breast cancer": Problem(*cancer, lambda: mlp(30, 2), nn.CrossEntropyLoss(), accuracy),
         "waves": Problem(*sounds, convolution, nn.CrossEntropyLoss(), accuracy),
     }
+    options = {"epochs": args.epochs, "batch_size": args.batch_size, "compile": args.compile}
     results = {name: ([], []) for name in problems}
     for (name, problem), seed, mixed in tqdm(list(product(problems.items(), range(args.seeds), (0, 1))), unit="run"):
         train, test, network, loss, score = problem
         torch.manual_seed(seed)
-        model = fitted(network(), loss, train, args.alpha * mixed, lr=2e-3, seed=seed, args=args)
+        mixup = MixUp(args.alpha if mixed else 0)
+        model = nn.Sequential(mixup, network()).to(args.device)
+        criterion = MixUpCriterion(loss, mixup)
+        fit(model, criterion, train, lr=2e-3, seed=seed, **options)
         results[name][mixed].append(score(model, test))
 
     lines = []
@@ -110,7 +116,7 @@ def main() -> None:
         words = verdict(*pair, higher_is_better=score is accuracy)
         lines.append([name, score.__name__, *map(mean_and_spread, pair), words])
     print("\nTest scores after the last epoch, mean ± standard deviation over the seeds; a difference counts if it")
-    print("exceeds both deviations together:\n")
+    print("exceeds the sum of the two standard deviations:\n")
     print(table(["", "score", "without MixUp", "with MixUp", "in words"], lines))
 
 

@@ -1,15 +1,16 @@
-"""Text: a small transformer that names the topic of a passage, or the mark after each word, without and with MixUp.
+"""Text: a small transformer predicts the topic of a passage, or the punctuation after each word, with MixUp.
 
     python examples/train_text.py             # about a minute on two CPU cores
 
 The text is the help that comes with Python: passages of 5 to 30 words from its eight longest topics, half of them to
-train and half to test. One task has a label per passage, its topic; the other a label per word, the punctuation mark
-that follows it and was taken out (none, comma, full stop, another), of shape ``(B, T)`` and PAD where a passage ends.
+train and half to test. One task has a label per passage, its topic. The other has a label per word, of shape
+``(B, T)``: which punctuation mark followed it before all were removed (none, comma, full stop, another), and IGNORE on
+the padding.
 
 Words cannot be mixed, their embeddings can: :class:`MixUp` stands after the embedding. A mixed passage is as long as
 the longer of its two, and so is its padding mask.
 
-Prints the test scores after the last epoch.
+Prints the test scores after the last epoch, without and with MixUp.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from tqdm import tqdm
 
 from mixup_nn import MixUp, MixUpCriterion
 
-PAD, RARE, IGNORE = 0, 1, -100  # two tokens that are no words, and the label of none
+PAD, RARE, IGNORE = 0, 1, -100  # two special tokens, and the label of padding
 LONGEST, TOPICS = 30, 8
 MARKS = {"": 0, ",": 1, ".": 2}  # what follows a word; anything else is 3
 
@@ -78,11 +79,11 @@ class Transformer(nn.Module):
         self.head = nn.Linear(width, classes)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Return the logits; in training those of a mixed batch, whose mix is left in ``mixup.last_mix``."""
+        """Return the logits; in training those of a mixed batch."""
         valid = (tokens != PAD).float()
         embedded = self.mixup(self.embedding(tokens))
         if self.training:
-            valid = self.mixup(valid, self.mixup.last_mix)  # above 0 wherever one of the two passages has a word
+            valid = self.mixup(valid, self.mixup.last_mix)  # the same mix: above 0 where either passage has a word
         hidden = self.encoder(embedded + self.position, src_key_padding_mask=valid == 0)
         if self.per_word:
             return rearrange(self.head(hidden), "b t classes -> b classes t")
@@ -91,20 +92,20 @@ class Transformer(nn.Module):
 
 
 def main() -> None:
-    """Train every pair of runs, then print what came of them."""
+    """Train every pair of runs, then print the results."""
     args = example_parser(__doc__, alpha=0.4, epochs=8, batch_size=50).parse_args()
     torch.set_num_threads(1)  # so small a net gains little from more
     tasks = load_passages(args.device)
     alphas = {"without MixUp": 0.0, "with MixUp": args.alpha}
     runs: Runs = {task: {name: [] for name in alphas} for task in tasks}
+    options = {"epochs": args.epochs, "batch_size": args.batch_size, "compile": args.compile}
     settings = list(product(tasks.items(), range(args.seeds), alphas.items()))
     for (task, (train, test)), seed, (name, alpha) in tqdm(settings, unit="run"):
         torch.manual_seed(seed)
         mixup, words, classes = MixUp(alpha), int(train.input.max()) + 1, int(train.target.max()) + 1
         model = Transformer(mixup, words, classes, per_word=train.target.ndim == 2).to(args.device)
         criterion = MixUpCriterion(nn.CrossEntropyLoss(ignore_index=IGNORE), mixup)
-        for _ in fit(model, criterion, train, args.epochs, args.batch_size, lr=3e-3, seed=seed, compile=args.compile):
-            pass
+        fit(model, criterion, train, lr=3e-3, seed=seed, **options)
         runs[task][name].append([evaluate(model, test)])
     print(report(runs))
 

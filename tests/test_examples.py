@@ -1,4 +1,4 @@
-"""Every example runs, on its smallest setting, and says clearly what is wrong with a bad option."""
+"""Every example runs on its smallest setting, and shows in its own text what it is about."""
 
 from __future__ import annotations
 
@@ -7,22 +7,28 @@ import runpy
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
+TRAINED_ONCE = ["--epochs=1", "--seeds=1"]
+RECIPE = ["--epochs=2", "--unmixed-epochs=1", "--seeds=1", "--batch-size=250"]
 SMALLEST = {
     "benchmark": ["--quick"],
     "gallery": ["--quick"],
-    "train_digits": ["--epochs=1", "--seeds=1"],
-    "train_manifold": ["--epochs=1", "--seeds=1"],
-    "train_segmentation": ["--epochs=1", "--seeds=1"],
-    "train_tabular": ["--epochs=1", "--seeds=1"],
-    "train_text": ["--epochs=1", "--seeds=1"],
+    "quickstart": [],
+    "train_digits": TRAINED_ONCE,
+    "train_manifold": TRAINED_ONCE,
+    "train_recipe": RECIPE,
+    "train_segmentation": TRAINED_ONCE,
+    "train_tabular": TRAINED_ONCE,
+    "train_text": TRAINED_ONCE,
 }
-NOT_RUN_HERE = {"common", "train_distributed"}  # no script; run by torchrun in test_distributed.py
+PICTURES = {"gallery": {"density.png", "mixers.png", "moons.png"}, "train_digits": {"accuracy.png", "mixup.png"}}
+NOT_RUN_HERE = {"common", "train_distributed"}  # not a script; run by torchrun in test_distributed.py
 
 
 @pytest.fixture(autouse=True)
@@ -46,26 +52,58 @@ def test_no_example_is_left_out() -> None:
     assert sorted(index) == sorted(scripts - {"common"})
 
 
+@pytest.mark.parametrize("name", [path.stem for path in EXAMPLES.glob("*.py") if path.stem != "common"])
+def test_an_example_shows_mixer_and_criterion_itself(name: str) -> None:
+    text = (EXAMPLES / f"{name}.py").read_text()
+    assert re.search(r"\bMixUp\(", text)
+    assert "MixUpCriterion(" in text
+    imported = set(re.findall(r"^(?:from|import) (\w+)", text, re.MULTILINE))
+    assert imported.isdisjoint({path.stem for path in EXAMPLES.glob("*.py")} - {"common"})
+    assert name != "quickstart" or "common" not in imported
+
+
 @pytest.mark.filterwarnings("default")  # those of plotting and data libraries
 @pytest.mark.parametrize("name", SMALLEST)
 def test_example_runs(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run(name, [*SMALLEST[name], f"--out={tmp_path}"], monkeypatch)
+    folder = [] if name in ("benchmark", "quickstart") else [f"--out={tmp_path}"]
+    run(name, [*SMALLEST[name], *folder], monkeypatch)
     assert len(capsys.readouterr().out.splitlines()) > 3
-    if name in ("benchmark", "gallery", "train_digits"):
-        assert list(tmp_path.glob("*.png"))
+    assert {path.name for path in tmp_path.iterdir()} == PICTURES.get(name, set())
 
 
 @pytest.mark.filterwarnings("default")
 def test_train_digits_compiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run("train_digits", ["--epochs=1", "--seeds=1", "--compile", f"--out={tmp_path}"], monkeypatch)
+    run("train_digits", [*TRAINED_ONCE, "--compile", f"--out={tmp_path}"], monkeypatch)
 
 
-@pytest.mark.parametrize("option", ("--alpha=-1", "--noise=1.5", "--epochs=0", "--seeds=x", "--device=nowhere"))
-def test_a_bad_option_is_named(
-    option: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.filterwarnings("default")
+def test_a_stopped_recipe_resumes_to_the_same_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    options = [*RECIPE, f"--out={tmp_path}"]
+    run("train_recipe", options, monkeypatch)
+    whole = capsys.readouterr().out
+
+    save, saves = torch.save, []
+
+    def stop_at_the_fourth(*args: Any) -> None:
+        saves.append(args)
+        if len(saves) == 4:  # in the second epoch of the second run
+            raise KeyboardInterrupt
+        save(*args)
+
+    monkeypatch.setattr(torch, "save", stop_at_the_fourth)
+    with pytest.raises(KeyboardInterrupt):
+        run("train_recipe", options, monkeypatch)
+    monkeypatch.setattr(torch, "save", save)
+    capsys.readouterr()
+    run("train_recipe", options, monkeypatch)
+    assert capsys.readouterr().out == f"resuming from {tmp_path / 'recipe.pt'}\n{whole}"
+
+
+def test_a_bad_option_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        run("train_digits", [option], monkeypatch)
-    assert f"error: argument {option.split('=')[0]}" in capsys.readouterr().err
+        run("train_digits", ["--epochs=x"], monkeypatch)
+    assert "error: argument --epochs" in capsys.readouterr().err
