@@ -1,32 +1,52 @@
-"""The package as a whole: its names, its layers, and that everything the README shows runs."""
+"""The package as a whole: its names, its layers, its files, and that everything the pages show runs."""
 
 from __future__ import annotations
 
 import ast
+import io
+import os
 import re
+import socket
+import sys
+import tarfile
+import types
+import zipfile
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
+import hatchling.build as build
 import pytest
 import torch
+from accelerate.state import AcceleratorState  # type: ignore[import-untyped]
+from torch import Tensor, nn
+from torch.multiprocessing.spawn import spawn
 
 import mixup_nn
+from mixup_nn import MixUp
+from mixup_nn.functional import mix_inputs
 
 ROOT = Path(__file__).parent.parent
-LAYERS = ("sampling", "functional", "_mixup", "_criterion", "__init__")
+PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+LAYERS = ("_mix", "sampling", "_losses", "functional", "_modules", "_criterion", "__init__")
+FENCE = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
 def test_public_names() -> None:
-    assert mixup_nn.__all__ == ["Mix", "MixUp", "MixUpCriterion", "functional", "sampling"]
-    assert mixup_nn.functional.__all__ == ["mix_targets", "mixup", "mixup_batch", "mixup_cross_entropy", "mixup_loss"]
-    assert mixup_nn.sampling.__all__ == ["Mix", "sample_beta", "sample_mix"]
+    assert mixup_nn.__all__ == [
+        "CutMix", "Mix", "MixUp", "MixUpCriterion", "Mixer", "RandomChoice", "functional", "sampling",
+    ]  # fmt: skip
+    assert mixup_nn.functional.__all__ == ["mix_cross_entropy", "mix_inputs", "mix_loss", "mix_targets", "mixup_batch"]
+    assert mixup_nn.sampling.__all__ == ["sample_beta", "sample_cutmix", "sample_mixup"]
     for module in (mixup_nn, mixup_nn.functional, mixup_nn.sampling):
         assert all(hasattr(module, name) for name in module.__all__)
 
 
-def test_version_is_that_of_the_distribution_and_the_changelog() -> None:
+def test_version_is_that_of_the_distribution_the_changelog_and_the_citation() -> None:
     assert mixup_nn.__version__ == metadata.version("mixup_nn")
     assert f"## {mixup_nn.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+    assert f"version: {mixup_nn.__version__}\n" in (ROOT / "CITATION.cff").read_text()
 
 
 def test_needs_nothing_but_torch_and_einops_at_run_time() -> None:
@@ -44,35 +64,74 @@ def test_imports_run_one_way() -> None:
                 assert all(name in LAYERS[:rank] for name in names)
 
 
-def run_blocks_in_order(page: str) -> None:
-    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
-    namespace: dict[str, object] = {"__name__": page}
-    for block in blocks:
-        exec(compile(block, page, "exec"), namespace)
-    assert len(blocks) > 5
+def test_wheel_and_sdist_hold_the_package_and_no_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    with zipfile.ZipFile(tmp_path / build.build_wheel(str(tmp_path))) as wheel:
+        files = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    assert files == {f"mixup_nn/{layer}.py" for layer in LAYERS} | {"mixup_nn/py.typed"}
+
+    with tarfile.open(tmp_path / build.build_sdist(str(tmp_path))) as sdist:
+        files = {name.partition("/")[2] for name in sdist.getnames()}
+    assert files >= {"mixup_nn/py.typed", "README.md", "LICENSE", "CHANGELOG.md", "docs/guide.md", "pyproject.toml"}
+    assert files >= {"tests/test_package.py", "examples/common.py"}
+    assert not [name for name in files if name.endswith(".png") or name.startswith((".ci", ".github", "out/"))]
 
 
-def test_every_code_block_of_the_readme_runs_and_prints_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
-    run_blocks_in_order("README.md")
-    printed = capsys.readouterr().out.splitlines()
-    claimed = re.findall(r"^print\(.*\)  # (.*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
-    assert claimed
-    assert printed[: len(claimed)] == claimed
+# Pages
 
 
-def test_every_test_that_the_guide_names_exists() -> None:
-    named = set(re.findall(r"`(test_\w+)`", (ROOT / "tests" / "README.md").read_text()))
-    defined = {
-        name for path in (ROOT / "tests").glob("*.py") for name in re.findall(r"def (test_\w+)", path.read_text())
-    }
-    assert named
-    assert named <= defined
+@pytest.fixture
+def no_accelerator() -> Iterator[None]:
+    """Accelerate keeps its settings for the whole process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
-@pytest.mark.filterwarnings("default")  # the trainers' own
-def test_every_trainer_of_the_trainers_page_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def run_blocks(page: str, *only: str) -> dict[str, Any]:
+    """Run the blocks of a page in order, all or those that hold one of the strings, and return what they define."""
+    name = re.sub(r"\W", "_", page)
+    module = sys.modules[name] = types.ModuleType(name)  # a module, so that what is defined can be pickled
+    text = (ROOT / page).read_text()
+    for block in FENCE.finditer(text):
+        if not only or any(string in block[1] for string in only):
+            lines_before = "\n" * text[: block.start(1)].count("\n")
+            exec(compile(lines_before + block[1], page, "exec"), module.__dict__)
+    return module.__dict__
+
+
+@pytest.mark.filterwarnings("default")  # those of other libraries
+@pytest.mark.usefixtures("no_accelerator", "fresh_compiler")
+@pytest.mark.parametrize("page", PAGES)
+def test_every_code_block_of_the_pages_runs_and_prints_what_it_says(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
-    run_blocks_in_order("docs/trainers.md")
+    run_blocks(page)
+    claims = re.findall(r"^ *print\(.*\)  # (.*)$", (ROOT / page).read_text(), re.MULTILINE)
+    assert claims or page != "README.md"
+    printed = iter(capsys.readouterr().out.splitlines())
+    assert all(claim in printed for claim in claims)  # in this order
+
+
+def prose(page: Path) -> str:
+    return FENCE.sub("", page.read_text())
+
+
+def anchors(page: Path) -> set[str]:
+    """The names that a page's headings get, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", [*PAGES, "CHANGELOG.md", "CONTRIBUTING.md", "tests/README.md"])
+def test_links_between_the_pages_lead_somewhere(page: str) -> None:
+    for link in re.findall(r"\]\(([^)]+)\)", prose(ROOT / page)):
+        if "://" not in link:
+            path, _, anchor = link.partition("#")
+            target = (ROOT / page).parent / path if path else ROOT / page
+            assert target.is_file(), link
+            assert not anchor or anchor in anchors(target), link
 
 
 def test_torchvision_transforms_around_it() -> None:
@@ -80,8 +139,88 @@ def test_torchvision_transforms_around_it() -> None:
         from torchvision.transforms import v2
     except (ImportError, RuntimeError) as error:  # a torchvision built for another torch raises the latter
         pytest.skip(f"torchvision does not import: {error}")
-    mixup = mixup_nn.MixUp(1.0)
+    mixup = MixUp(1.0)
     input = torch.rand(4, 3, 8, 8)
     output = v2.Compose([v2.Normalize([0.5] * 3, [0.25] * 3), mixup])(input)
     assert mixup.last_mix is not None
-    torch.testing.assert_close(output, mixup_nn.functional.mixup((input - 0.5) / 0.25, mixup.last_mix))
+    torch.testing.assert_close(output, mix_inputs((input - 0.5) / 0.25, mixup.last_mix))
+
+
+# Recipes
+
+
+@pytest.mark.parametrize("hook, keyword", (("mix_first", False), ("mix_pixel_values", True)))
+def test_model_eval_reaches_a_hooked_mixer_and_the_model_can_be_saved(hook: str, keyword: bool) -> None:
+    guide = run_blocks("docs/guide.md", "import torch\n", f"def {hook}(", "class Backbone")
+    model, input = guide["Backbone"](), torch.rand(4, 3, 8, 8)
+    names = list(model.state_dict())
+    model.mixup = MixUp(1.0)
+    model.register_forward_pre_hook(guide[hook], with_kwargs=keyword)
+    assert list(model.state_dict()) == names
+
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    for each in (model, torch.load(file, weights_only=False)):
+        output = each(pixel_values=input) if keyword else each(input)
+        torch.testing.assert_close(output, each.body(mix_inputs(input, each.mixup.last_mix)))
+        each.eval()
+        assert torch.equal(each(pixel_values=input) if keyword else each(input), each.body(input))
+
+
+def hugging_face_step(steps: int, ranks: int, folder: str) -> tuple[Tensor, Tensor]:
+    """The gradient of one update by the recipe of docs/trainers.md, without mixing, and the plain one."""
+    from transformers import Trainer, TrainingArguments
+
+    recipe = run_blocks("docs/trainers.md", "import torch\n", "def mixing(")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    torch.manual_seed(0)
+    net = nn.Linear(4, 3)
+    input, target = torch.randn(16, 4), torch.randint(3, (16,))
+    nn.functional.cross_entropy(net(input), target).backward()
+    assert net.weight.grad is not None
+    before, expected = net.weight.detach().clone(), net.weight.grad.clone()
+    net.zero_grad()
+
+    model, loss_of_outputs = recipe["mixing"](Model(net), MixUp(p=0))
+    arguments = TrainingArguments(
+        folder, max_steps=1, per_device_train_batch_size=16 // steps // ranks, gradient_accumulation_steps=steps,
+        optim="sgd", learning_rate=1.0, lr_scheduler_type="constant", max_grad_norm=0, save_strategy="no",
+        report_to="none", disable_tqdm=True, use_cpu=True, ddp_backend="gloo" if ranks > 1 else None,
+    )  # fmt: skip
+    rows = [{"pixel_values": pixels, "labels": label} for pixels, label in zip(input, target, strict=True)]
+    Trainer(model, arguments, train_dataset=rows, compute_loss_func=loss_of_outputs).train()
+    return before - net.weight.detach(), expected
+
+
+class Model(nn.Module):
+    def __init__(self, net: nn.Linear) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        assert labels is None
+        return {"logits": self.net(pixel_values)}
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.usefixtures("no_accelerator")
+@pytest.mark.parametrize("steps", (1, 4))
+def test_hugging_face_gradients_are_the_plain_ones_over_accumulation_steps(steps: int, tmp_path: Path) -> None:
+    torch.testing.assert_close(*hugging_face_step(steps, 1, str(tmp_path)))
+
+
+def run_rank(rank: int, port: int, folder: str) -> None:
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2",
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
+    )  # fmt: skip
+    torch.testing.assert_close(*hugging_face_step(4, 2, folder))
+    torch.distributed.destroy_process_group()
+
+
+def test_hugging_face_gradients_are_the_plain_ones_over_two_processes(tmp_path: Path) -> None:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        port = server.getsockname()[1]
+    spawn(run_rank, (port, str(tmp_path)), nprocs=2)
