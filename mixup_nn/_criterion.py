@@ -109,8 +109,7 @@ class MixUpCriterion(nn.Module):
             raise TypeError(f"expected mixer to be a Mixer, got {got}; link the mixer, not the model that holds it")
 
     def forward(self, input: Any, target: Tensor, mix: Mix | None = None) -> Tensor:
-        if mix is None:
-            mix = self._linked_mix(target)
+        mix = self._linked_mix(target) if mix is None else mix
         if mix is None:
             return self.loss(input, target)
         check_tensor("target", target)

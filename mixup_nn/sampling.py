@@ -133,7 +133,7 @@ def sample_cutmix(
         generator: source of randomness; eager mode only, as a ``torch.Generator`` cannot enter a compiled graph.
 
     Raises:
-        TypeError: ``alpha`` or ``p`` is not a number.
+        TypeError: ``shape`` is not a sequence; ``alpha`` or ``p`` is not a number.
         ValueError: ``shape`` has not one to three spatial dimensions, ``alpha`` is negative or not finite, or ``p`` is
             outside [0, 1].
 
@@ -148,6 +148,8 @@ def sample_cutmix(
         S. Yun, D. Han, S. J. Oh, S. Chun, J. Choe, Y. Yoo, *CutMix: Regularization Strategy to Train Strong
         Classifiers with Localizable Features*, ICCV 2019, https://arxiv.org/abs/1905.04899
     """
+    if not isinstance(shape, Sequence):
+        raise TypeError(f"expected shape to be a sequence of sizes, got {type(shape).__name__}; as in x.shape")
     lam = cutmix_lam(shape, check_alpha(alpha), per_sample=per_sample, device=device, generator=generator)
     lam = gate(lam, check_p(p), generator)
     return Mix(lam, cycle(shape[0], device, generator))

@@ -1,4 +1,4 @@
-"""MixUp and CutMix as the papers write them: one sample or pixel at a time, in loops, with nothing of the library's own."""
+"""MixUp and CutMix as the papers write them, a sample or pixel at a time, in loops, with nothing of the library."""
 
 from __future__ import annotations
 

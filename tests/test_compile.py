@@ -2,100 +2,141 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import copy
+import pickle
+import re
+from collections.abc import Callable, Iterable
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy import stats
 from torch import Tensor, nn
+from torch._dynamo.exc import Unsupported
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._inductor import metrics
 from torch._inductor.utils import fresh_cache, run_and_get_code
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint
 
-from mixup_nn import Mix, MixUp, MixUpCriterion
-from mixup_nn.functional import mixup, mixup_batch
-from mixup_nn.sampling import sample_beta, sample_mix
+from mixup_nn import CutMix, Mix, Mixer, MixUp, MixUpCriterion, RandomChoice
+from mixup_nn.functional import mix_inputs, mixup_batch
+from mixup_nn.sampling import sample_beta, sample_cutmix, sample_mixup
 
-from .test_sampling import assert_beta
+from .cases import MIXERS, applied, each_mixer, lams_of
+from .test_sampling import LEVEL, assert_beta
 
 CLASSES = 10  # from 8 on Inductor does not unroll a row of logits
-OPTIONS: dict[str, dict[str, Any]] = {
-    "defaults": {},
-    "per_sample": {"per_sample": True},
-    "p": {"p": 0.5},
-    "per_sample_p": {"per_sample": True, "p": 0.5},
-    "alpha_zero": {"alpha": 0.0},
-}
-each_option = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-static_and_dynamic = pytest.mark.parametrize("dynamic", (False, True), ids=("static", "dynamic"))
+LAMS = lams_of(8, 8)
+CHOICES = "choice", "choice_per_sample"  # every draw is in one of them
+each_lam = pytest.mark.parametrize("mix", LAMS.values(), ids=LAMS)
+each_target = pytest.mark.parametrize("sizes", ((), (8, 8)), ids=("targets_of_samples", "targets_of_positions"))
+strict_and_not = pytest.mark.parametrize("strict", (True, False), ids=("strict", "not_strict"))
 
 
-@pytest.fixture(autouse=True)
-def fresh_compiler() -> Iterator[None]:
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 
 def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     return torch.compile(function, fullgraph=True, **options)
 
 
+def images(batch_size: int = 6, size: int = 4, device: str = "cpu") -> tuple[Tensor, Tensor]:
+    return torch.randn(batch_size, 3, size, size, device=device), torch.randint(CLASSES, (batch_size,), device=device)
+
+
+def classifier(size: int = 4) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * size**2, CLASSES))
+
+
+class Parallel(nn.Module):
+    """Mixers side by side: compiled together, because compiling is what takes the time."""
+
+    def __init__(self, mixers: Iterable[Mixer]) -> None:
+        super().__init__()
+        self.mixers = list(mixers)
+        self.branches = nn.ModuleList(self.mixers)
+
+    def forward(self, input: Tensor) -> list[Tensor]:
+        return [branch(input) for branch in self.branches]
+
+
+def mixers_of(*names: str) -> list[Mixer]:
+    return [MIXERS[name]() for name in names or MIXERS]
+
+
 # The same numbers, on the same draw
 
 
-@static_and_dynamic
-@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
-def test_module_equals_eager_on_its_draw(dynamic: bool, dtype: torch.dtype) -> None:
-    mixups = [MixUp(), MixUp(per_sample=True, p=0.5)]  # a compiled draw always has the gate of p and of alpha = 0
-    input = torch.randn(6, 3, 4, 4).to(dtype)
-    step = compiled(lambda input: [module(input) for module in mixups], dynamic=dynamic)
-    draws = []
-    for _ in range(3):
-        for module, output in zip(mixups, step(input), strict=True):
-            assert module.last_mix is not None
-            assert output.dtype == dtype
-            expected = mixup(input, module.last_mix)
-            torch.testing.assert_close(output, expected, atol=2 * torch.finfo(dtype).eps * 4, rtol=0)
-            draws.append(tuple(module.last_mix.index.tolist()))
-    assert len(set(draws)) > len(mixups)
+@pytest.mark.parametrize(
+    ("backend", "dynamic", "names"),
+    (
+        pytest.param("inductor", False, tuple(MIXERS), id="static"),
+        pytest.param("aot_eager", True, tuple(MIXERS), id="dynamic"),
+        pytest.param("inductor", True, CHOICES, id="dynamic_inductor"),
+    ),
+)
+def test_mixers_equal_eager_on_their_draws(backend: str, dynamic: bool, names: tuple[str, ...]) -> None:
+    mixers, (input, _) = mixers_of(*names), images()
+    inputs = input, torch.randn_like(input).bfloat16()
+
+    def step(single: Tensor, half: Tensor) -> list[list[Tensor]]:
+        return [[mixer(single), mixer(half, mixer.last_mix)] for mixer in mixers]
+
+    step = compiled(step, backend=backend, dynamic=dynamic)
+    for _ in range(2):
+        for mixer, outputs in zip(mixers, step(*inputs), strict=True):
+            for input, output in zip(inputs, outputs, strict=True):
+                assert output.dtype == input.dtype
+                expected = mix_inputs(input, applied(mixer))
+                torch.testing.assert_close(output, expected, atol=8 * torch.finfo(input.dtype).eps, rtol=0)
 
 
-def test_whole_step_equals_eager_on_its_draw_with_gradients() -> None:
-    mixups, net, loss = [MixUp(), MixUp(per_sample=True, p=0.5)], nn.Linear(3, CLASSES), nn.CrossEntropyLoss()
-    criteria = [MixUpCriterion(loss, module) for module in mixups]
-    input, target = torch.randn(6, 3), torch.randint(CLASSES, (6,))
+@each_target
+@pytest.mark.parametrize(
+    ("backend", "dynamic", "names"),
+    (
+        pytest.param("aot_eager", None, tuple(MIXERS), id="every_mixer"),
+        pytest.param("inductor", True, ("choice",), id="inductor"),
+    ),
+)
+def test_whole_step_equals_eager_on_its_draw_with_gradients(
+    backend: str, dynamic: bool | None, names: tuple[str, ...], sizes: tuple[int, ...]
+) -> None:
+    mixers, head = mixers_of(*names), nn.Conv2d(3, CLASSES, 1) if sizes else classifier(8)
+    kinds = nn.CrossEntropyLoss(), nn.CrossEntropyLoss(label_smoothing=0.1)
+    criteria = [[MixUpCriterion(loss, mixer) for loss in kinds] for mixer in mixers]
+    input, target = torch.randn(6, 3, 8, 8, requires_grad=True), torch.randint(CLASSES, (6, *sizes))
 
     def step(input: Tensor, target: Tensor) -> list[Tensor]:
-        return [
-            criterion(nn.Sequential(module, net)(input), target)
-            for module, criterion in zip(mixups, criteria, strict=True)
-        ]
+        outputs = [head(mixer(input)) for mixer in mixers]
+        return [criterion(output, target) for row, output in zip(criteria, outputs, strict=True) for criterion in row]
 
-    losses = compiled(step, dynamic=True)(input, target)
-    expected = []
-    for module, criterion in zip(mixups, criteria, strict=True):
-        assert module.last_mix is not None
-        expected.append(criterion(net(mixup(input, module.last_mix)), target, module.last_mix))
+    losses, expected = compiled(step, backend=backend, dynamic=dynamic)(input, target), []
+    for mixer, row in zip(mixers, criteria, strict=True):
+        mix = applied(mixer)
+        expected += [criterion(head(mix_inputs(input, mix)), target, mix) for criterion in row]
     torch.testing.assert_close(losses, expected)
-    gradients = [torch.autograd.grad(torch.stack(values).sum(), net.weight)[0] for values in (losses, expected)]
+    leaves = [input, *head.parameters()]
+    gradients = [torch.autograd.grad(torch.stack(values).sum(), leaves) for values in (losses, expected)]
     torch.testing.assert_close(*gradients)
 
 
+@each_mixer
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # torch's own, from any compiled loss of a model
-def test_model_and_criterion_compiled_apart_share_the_draw() -> None:
-    module, net = MixUp(1.0), nn.Linear(3, CLASSES)
-    criterion = MixUpCriterion(nn.CrossEntropyLoss(), module)
-    model, loss_of = compiled(nn.Sequential(module, net)), compiled(criterion)
-    input, target = torch.randn(6, 3), torch.randint(CLASSES, (6,))
+def test_model_and_criterion_compiled_apart_share_the_draw(make: Callable[[], Mixer]) -> None:
+    mixer, head = make(), classifier()
+    criterion = MixUpCriterion(nn.CrossEntropyLoss(), mixer)
+    model, loss_of = (compiled(module, backend="aot_eager") for module in (nn.Sequential(mixer, head), criterion))
+    input, target = images()
     for _ in range(3):
         output = model(input)
-        torch.testing.assert_close(loss_of(output, target), criterion(output, target))
-    module.eval()
-    torch.testing.assert_close(loss_of(model(input), target), F.cross_entropy(net(input), target))
+        torch.testing.assert_close(output, head(mix_inputs(input, applied(mixer))))
+        torch.testing.assert_close(loss_of(output, target), criterion(output, target, applied(mixer)))
+    mixer.eval()
+    torch.testing.assert_close(loss_of(model(input), target), F.cross_entropy(head(input), target))
 
 
 WEIGHT = torch.linspace(0.5, 2, CLASSES)
@@ -108,30 +149,39 @@ LOSSES: dict[str, Callable[[], nn.Module]] = {
     "none": lambda: nn.CrossEntropyLoss(reduction="none"),
     "nll": nn.NLLLoss,
     "bce": nn.BCEWithLogitsLoss,
-    "bce_pos_weight": lambda: nn.BCEWithLogitsLoss(pos_weight=WEIGHT),
+    "bce_pos_weight": lambda: nn.BCEWithLogitsLoss(pos_weight=torch.tensor(3.0)),
     "mse": nn.MSELoss,
     "huber_sum": lambda: nn.HuberLoss(reduction="sum"),
 }
 
 
-@pytest.mark.parametrize("per_sample", (False, True), ids=("per_batch", "per_sample"))
 @pytest.mark.parametrize("indices", (False, True), ids=("dense", "indices"))
-def test_criterion_equals_eager_for_every_kind_of_loss(indices: bool, per_sample: bool) -> None:
-    if per_sample and not indices and torch.__version__ < "2.12":
+@pytest.mark.parametrize(
+    ("backend", "names", "sizes"),
+    (
+        pytest.param("aot_eager", tuple(LAMS), (), id="samples"),
+        pytest.param("aot_eager", tuple(LAMS), (8, 8), id="positions"),
+        pytest.param("inductor", ("per_batch", "per_sample_and_position"), (), id="samples_inductor"),
+    ),
+)
+def test_criterion_equals_eager_for_every_kind_of_loss_and_lam(
+    backend: str, names: tuple[str, ...], sizes: tuple[int, ...], indices: bool
+) -> None:
+    if not indices and torch.__version__ < "2.12":
         pytest.skip("before torch 2.12 Dynamo does not trace the copy of a loss that is taken without reduction")
     losses = [make() for make in LOSSES.values()]
     losses = [loss for loss in losses if isinstance(loss, (nn.CrossEntropyLoss, nn.NLLLoss)) == indices]
     dense = losses[:2] if indices else losses  # torch takes no dense targets with ignore_index >= 0 or NLLLoss
     criteria = [MixUpCriterion(loss, interpolate_loss=True) for loss in losses]
     criteria += [MixUpCriterion(loss, interpolate_loss=False) for loss in dense]
-    input = torch.randn(6, CLASSES)
-    target = torch.randint(CLASSES, (6,)) if indices else torch.rand(6, CLASSES)
-    mix = sample_mix(6, 1.0, per_sample=per_sample)
+    input = torch.randn(4, CLASSES, *sizes)
+    target = torch.randint(CLASSES, (4, *sizes)) if indices else torch.rand_like(input)
 
-    def every(input: Tensor, target: Tensor, mix: Mix) -> list[Tensor]:
-        return [criterion(input, target, mix) for criterion in criteria]
+    def every(input: Tensor, target: Tensor, mixes: list[Mix]) -> list[list[Tensor]]:
+        return [[criterion(input, target, mix) for criterion in criteria] for mix in mixes]
 
-    torch.testing.assert_close(compiled(every)(input, target, mix), every(input, target, mix))
+    args = input, target, [LAMS[name] for name in names]
+    torch.testing.assert_close(compiled(every, backend=backend)(*args), every(*args))
 
 
 def test_functional_form_in_one_graph() -> None:
@@ -144,31 +194,49 @@ def test_functional_form_in_one_graph() -> None:
 
 
 def test_inside_a_checkpointed_block_a_given_mix_is_one_graph() -> None:
-    module, layer = MixUp(1.0), nn.Linear(3, 3)
+    mixer, layer = CutMix(), nn.Conv2d(3, 3, 1)
+    criterion = MixUpCriterion(nn.CrossEntropyLoss(), mixer)
 
-    def step(input: Tensor) -> Tensor:
-        mix = module.sample(input)  # outside: what is checkpointed in a graph may not set last_mix
-        module.last_mix = mix
-        output: Tensor = checkpoint(lambda x: module(layer(x), mix).tanh(), input, use_reentrant=False)
-        return output
+    def step(input: Tensor, target: Tensor) -> Tensor:
+        mix = mixer.sample(input)
+        mixer.last_mix = mix  # outside: what is checkpointed in a graph may have no side effects
+        block = checkpoint(lambda x: mix_inputs(layer(x), mix).tanh(), input, use_reentrant=False)
+        return criterion(block, target)  # type: ignore[no-any-return]
 
-    input = torch.randn(6, 3)
-    output = compiled(step)(input)
-    gradient = torch.autograd.grad(output.sum(), layer.weight)[0]
-    assert module.last_mix is not None
-    expected = mixup(layer(input), module.last_mix).tanh()
-    torch.testing.assert_close(output, expected)
-    torch.testing.assert_close(gradient, torch.autograd.grad(expected.sum(), layer.weight)[0])
+    input, target = torch.randn(6, 3, 4, 4), torch.randint(3, (6, 4, 4))
+    loss, mix = compiled(step)(input, target), applied(mixer)
+    expected = criterion(mix_inputs(layer(input), mix).tanh(), target, mix)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(*(torch.autograd.grad(value, layer.weight)[0] for value in (loss, expected)))
 
 
-def test_transforms_around_it_are_in_the_same_graph() -> None:
-    module, counter = MixUp(1.0), CompileCounterWithBackend("inductor")
-    step = compiled(nn.Sequential(nn.Hardtanh(), module, nn.LayerNorm(4)), backend=counter)
-    input = torch.randn(6, 4)
-    output = step(input)
-    assert module.last_mix is not None
-    torch.testing.assert_close(output, F.layer_norm(mixup(F.hardtanh(input), module.last_mix), (4,)))
-    assert counter.frame_count == 1
+def test_inside_torch_func_a_given_mix_is_one_graph() -> None:
+    mixer, head = RandomChoice([MixUp(), CutMix()]), classifier()
+    criterion = MixUpCriterion(nn.CrossEntropyLoss(), mixer)
+
+    def gradients(input: Tensor, target: Tensor) -> Any:
+        mix = mixer.sample(input)
+        mixer.last_mix = mix
+
+        def loss(parameters: dict[str, Tensor]) -> Tensor:
+            output = torch.func.functional_call(head, parameters, (mix_inputs(input, mix),))
+            return criterion(output, target)  # type: ignore[no-any-return]
+
+        return torch.func.grad(loss)(dict(head.named_parameters()))
+
+    input, target = images()
+    results, mix = compiled(gradients, backend="aot_eager")(input, target), applied(mixer)
+    loss = criterion(head(mix_inputs(input, mix)), target, mix)
+    torch.testing.assert_close(list(results.values()), list(torch.autograd.grad(loss, list(head.parameters()))))
+
+
+def test_transforms_around_mixers_are_in_the_same_graph() -> None:
+    mixers, before, after = mixers_of(), nn.Hardtanh(), nn.LayerNorm(4)
+    step = Counted(lambda input: [after(mixer(before(input))) for mixer in mixers], "aot_eager")
+    input, _ = images()
+    outputs = step.function(input)
+    torch.testing.assert_close(outputs, [after(mix_inputs(before(input), applied(mixer))) for mixer in mixers])
+    assert step.counter.frame_count == 1
 
 
 # Draws
@@ -181,15 +249,26 @@ def test_compiled_draw_follows_the_exact_distribution() -> None:
         assert_beta(lam, alpha)
 
 
+def test_a_compiled_choice_draws_what_an_eager_one_draws() -> None:
+    mixers = MixUp(1.0, per_sample=True, p=0.9), CutMix(per_sample=True, p=0.8)
+    choice, input = RandomChoice(mixers, (1, 3), per_sample=True), torch.empty(20_000, 1, 3, 3)
+    mixes = [sample(input) for sample in (choice.sample, compiled(choice.sample))]
+    for position in range(9):
+        values = [mix.lam.flatten(1)[:, position] for mix in mixes]
+        assert stats.ks_2samp(*values).pvalue > LEVEL
+    for _, index in mixes:
+        assert torch.equal(index.sort().values, torch.arange(20_000))
+        assert (index != torch.arange(20_000)).all()
+
+
 def test_a_seed_reproduces_compiled_draws_and_each_step_draws_afresh() -> None:
-    step = compiled(MixUp(1.0, per_sample=True))
-    input = torch.randn(8, 3)
+    step, (input, _) = compiled(Parallel(mixers_of())), images()
     torch.manual_seed(1)
     first, second = step(input), step(input)
-    assert not torch.equal(first, second)
     torch.manual_seed(1)
-    assert torch.equal(step(input), first)
-    assert torch.equal(step(input), second)
+    torch.testing.assert_close([step(input), step(input)], [first, second], atol=0, rtol=0)
+    for name, *outputs in zip(MIXERS, first, second, strict=True):
+        assert not torch.equal(*outputs), name
 
 
 # Graphs
@@ -207,40 +286,72 @@ class Counted:
         return self.counter.frame_count
 
 
-@each_option
-def test_twelve_steps_are_one_graph(options: dict[str, Any]) -> None:
-    module = MixUp(**options)
-    criterion = MixUpCriterion(nn.CrossEntropyLoss(), module)
-    step = Counted(lambda input, target: criterion(module(input), target))
-    input, target = torch.randn(6, CLASSES), torch.randint(CLASSES, (6,))
-    assert [step.graphs_after(input, target) for _ in range(12)] == [1] * 12
+@each_mixer
+def test_twelve_steps_are_one_graph(make: Callable[[], Mixer]) -> None:
+    mixer, head = make(), classifier()
+    criterion = MixUpCriterion(nn.CrossEntropyLoss(), mixer)
+    step = Counted(lambda input, target: criterion(head(mixer(input)), target))
+    assert [step.graphs_after(*images()) for _ in range(12)] == [1] * 12
 
 
-@pytest.mark.parametrize("per_sample", (False, True), ids=("per_batch", "per_sample"))
-def test_batch_sizes_cost_no_more_graphs_than_without_mixup(per_sample: bool) -> None:
-    sizes = (8, 8, 7, 6, 5, 1, 2, 9)
-    module, net, loss = MixUp(per_sample=per_sample), nn.Linear(3, CLASSES), nn.CrossEntropyLoss()
-    criterion = MixUpCriterion(loss, module)
+@each_mixer
+def test_batch_sizes_cost_no_more_graphs_than_without_a_mixer(make: Callable[[], Mixer]) -> None:
+    mixer, head, loss = make(), classifier(), nn.CrossEntropyLoss()
+    criterion = MixUpCriterion(loss, mixer)
     counts = []
-    for function in (lambda x, y: loss(net(x), y), lambda x, y: criterion(net(module(x)), y)):
+    for function in (lambda x, y: loss(head(x), y), lambda x, y: criterion(head(mixer(x)), y)):
         torch._dynamo.reset()
         step = Counted(function)
-        counts.append([step.graphs_after(torch.randn(n, 3), torch.randint(CLASSES, (n,))) for n in sizes])
+        counts.append([step.graphs_after(*images(batch_size)) for batch_size in (8, 8, 7, 6, 5, 1, 2, 9)])
     assert counts[1] == counts[0]
 
 
-def test_train_and_eval_settle_at_one_graph_each() -> None:
-    module = MixUp()
-    net = nn.Sequential(module, nn.Linear(3, CLASSES))
-    criterion = MixUpCriterion(nn.CrossEntropyLoss(), module)
-    step = Counted(lambda x, y: criterion(net(x), y))
-    input, target = torch.randn(6, 3), torch.randint(CLASSES, (6,))
+@pytest.mark.parametrize(
+    ("backend", "names"),
+    (("aot_eager", ("mixup", "mixup_per_sample", "cutmix", "choice")), ("inductor", ("choice",))),
+    ids=("aot_eager", "inductor"),
+)
+def test_a_batch_size_that_the_data_decide_is_one_graph(backend: str, names: tuple[str, ...]) -> None:
+    mixers = mixers_of(*names)
+    criteria, head = [MixUpCriterion(nn.CrossEntropyLoss(), mixer) for mixer in mixers], classifier()
+
+    def step(input: Tensor, target: Tensor, kept: Tensor) -> list[Tensor]:
+        input, target = input[kept], target[kept]
+        outputs = [head(mixer(input)) for mixer in mixers]
+        return [criterion(output, target) for criterion, output in zip(criteria, outputs, strict=True)]
+
+    input, target = images(9)
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
+        counted = Counted(step, backend)
+        for size in (6, 4):
+            kept = torch.arange(9) < size
+            losses, expected = counted.function(input, target, kept), []
+            for criterion, mixer in zip(criteria, mixers, strict=True):
+                mix = applied(mixer)
+                expected.append(criterion(head(mix_inputs(input[kept], mix)), target[kept], mix))
+            torch.testing.assert_close(losses, expected)
+            parameters, sums = list(head.parameters()), [torch.stack(values).sum() for values in (losses, expected)]
+            torch.testing.assert_close(*(torch.autograd.grad(value, parameters) for value in sums))
+    assert counted.counter.frame_count == 1
+
+
+@each_mixer
+def test_train_and_eval_settle_at_one_graph_each(make: Callable[[], Mixer]) -> None:
+    mixer = make()
+    model = nn.Sequential(mixer, classifier())
+    criterion = MixUpCriterion(nn.CrossEntropyLoss(), mixer)
+    step = Counted(lambda x, y: criterion(model(x), y))
     counts = []
     for _ in range(4):
         for training in (True, False):
-            net.train(training)
-            counts.append(step.graphs_after(input, target))
+            model.train(training)
+            counts.append(step.graphs_after(*images()))
     assert counts == [1] + [2] * 7
+
+
+def scheduled(mixers: nn.Module) -> list[Any]:
+    """The mixers, and those in them, that have an alpha and a p of their own."""
+    return [mixer for mixer in mixers.modules() if isinstance(mixer, (MixUp, CutMix))]
 
 
 @pytest.mark.parametrize(
@@ -249,155 +360,274 @@ def test_train_and_eval_settle_at_one_graph_each() -> None:
     ids=("falling", "rising", "mixed"),
 )
 @pytest.mark.parametrize("name", ("alpha", "p"))
-@pytest.mark.parametrize("per_sample", (False, True), ids=("per_batch", "per_sample"))
 @pytest.mark.parametrize("dynamic", (None, True), ids=("automatic", "dynamic"))
-def test_a_schedule_costs_at_most_one_more_graph(
-    name: str, values: tuple[float, ...], per_sample: bool, dynamic: bool | None
-) -> None:
-    module = MixUp(8.0, per_sample=per_sample)
-    step, input = Counted(module, dynamic=dynamic), torch.randn(6, 3)
+def test_a_schedule_costs_at_most_one_more_graph(name: str, values: tuple[float, ...], dynamic: bool | None) -> None:
+    kinds = [kind(8.0, per_sample=per_sample) for kind in (MixUp, CutMix) for per_sample in (False, True)]
+    mixers = Parallel([*kinds, RandomChoice([MixUp(8.0), CutMix(8.0)])])
+    step, (input, _) = Counted(mixers, dynamic=dynamic), images(size=8)
     for value in values:
-        setattr(module, name, value)
+        for mixer in scheduled(mixers):
+            setattr(mixer, name, value)
         assert step.graphs_after(input) <= 2
-        outputs = [step.function(input) for _ in range(1 if value in (0, 1) else 40)]
-        kept = sum(torch.equal(output, input) for output in outputs)
-        if value == 0:
-            assert kept == len(outputs)
-        elif name == "alpha" or value == 1:
-            assert kept == 0
-        else:  # each sample kept with probability 1 - p; a wrong decision for all of 40 batches has one below 1e-4
-            assert kept < len(outputs)
+        for outputs in zip(*(step.function(input) for _ in range(30)), strict=True):
+            kept = sum(torch.equal(output, input) for output in outputs)
+            if value == 0:
+                assert kept == len(outputs)
+            elif name == "p" and value == 1:
+                assert kept == 0
+            else:  # of batches mixed with probability 1/4, all 30 are kept with one of 2e-4
+                assert kept < len(outputs)
 
 
 def test_inductor_takes_every_alpha_and_p_in_the_same_graphs() -> None:
-    module = MixUp(8.0)
-    step, input = Counted(module, "inductor"), torch.randn(6, 3)
+    mixers = Parallel([MixUp(8.0), CutMix(8.0)])
+    step, (input, _) = Counted(mixers, "inductor"), images()
     for alpha, p in ((8.0, 1.0), (1.0, 0.5), (0.5, 0.0), (0, 1), (2.0, 1.0)):
-        module.alpha, module.p = alpha, p
+        for mixer in scheduled(mixers):
+            mixer.alpha, mixer.p = alpha, p
         assert step.graphs_after(input) <= 3  # one more for alpha, one for p
         if 0 in (alpha, p):
-            assert torch.equal(step.function(input), input)
+            assert all(torch.equal(output, input) for output in step.function(input))
+
+
+def test_new_probabilities_of_a_choice_are_those_of_the_next_call() -> None:
+    mixer = RandomChoice([MixUp(8.0), CutMix(8.0)], (1, 0))
+    step, (input, _) = compiled(mixer, backend="eager"), images(size=8)
+    for p, low, high in (((1, 0), 1, 1), ((0, 1), 2, 2), ((1, 1), 1, 2)):
+        mixer.p = p
+        values = []
+        for _ in range(20):
+            step(input)
+            values.append(applied(mixer).lam.unique().numel())
+        assert (min(values), max(values)) == (low, high)
+
+
+# Errors and copies
+
+
+@pytest.mark.parametrize("fullgraph", (False, True), ids=("with_breaks", "fullgraph"))
+def test_errors_are_those_of_the_library(fullgraph: bool) -> None:
+    mixer = CutMix()
+    criterion = MixUpCriterion(nn.CrossEntropyLoss(), mixer)
+    loss_of, mix = (torch.compile(module, fullgraph=fullgraph, backend="eager") for module in (criterion, mixer))
+    input, target = images()
+    output = torch.randn(6, CLASSES)
+
+    def assert_raises(kind: type[Exception], message: str, function: Callable[..., Any], *args: Tensor) -> None:
+        with pytest.raises(Unsupported if fullgraph else kind, match=re.escape(message)):
+            function(*args)
+
+    assert_raises(RuntimeError, "expected the linked mixer to have mixed a batch, got none", loss_of, output, target)
+    assert_raises(ValueError, "expected inputs of shape (B, C, *spatial)", mix, output)
+    mix(input)
+    message = "expected target to have the batch size of the last mix, 6, got 4"
+    assert_raises(ValueError, message, loss_of, output[:4], target[:4])
+    with torch.no_grad():
+        assert_raises(RuntimeError, "expected gradients with mixer and criterion in", loss_of, output, target)
+
+
+def through_pickle(module: Any) -> Any:
+    return pickle.loads(pickle.dumps(module))
+
+
+@each_mixer
+@pytest.mark.parametrize("copy_of", (copy.deepcopy, through_pickle, AveragedModel))
+def test_compiled_in_place_it_draws_afresh_and_a_copy_of_it_has_its_own_mode(
+    make: Callable[[], Mixer], copy_of: Callable[[Any], Any]
+) -> None:
+    mixer, (input, _) = make(), images(8)
+    mixer.compile(backend="eager", fullgraph=True)
+    outputs = [mixer(input) for _ in range(3)]
+    assert not torch.equal(outputs[0], outputs[1])
+    assert torch.equal(outputs[2], mix_inputs(input, applied(mixer)))
+    twin, before = copy_of(mixer).eval(), applied(mixer)
+    assert twin(input) is input
+    assert not torch.equal(mixer(input), input)
+    kept = applied(mixer)
+    assert kept is not before
+    assert not torch.equal(twin.train()(input), input)
+    assert applied(mixer) is kept
 
 
 # Kernels
 
+DRAW_AND_MIX = 3  # functions: the uniform numbers, their order, the mix
+LAUNCH = re.compile(r"^ +(?:\w+ = )?(?:cpp_fused\w*|extern_kernels\.\w+|torch\.ops\.[\w.]+)\(", re.MULTILINE)
 
-def kernels(function: Callable[..., Any], *args: Any, backward: bool = False) -> int:
+
+class Code(NamedTuple):
+    """What Inductor wrote: the functions that each graph launches, and the loops in all of them."""
+
+    launches: list[int]
+    loops: int
+
+
+def inductor_code(function: Callable[..., Any], *args: Any, backward: bool = False) -> Code:
     torch._dynamo.reset()
     metrics.reset()
-    with fresh_cache():  # a cached graph would generate none
+
+    def run() -> None:
         output = compiled(function)(*args)
         if backward:
-            output.sum().backward()
+            torch.autograd.backward(output)
+
+    with fresh_cache():  # a cached graph would generate none
+        _, sources = run_and_get_code(run)
     assert metrics.generated_kernel_count > 0
-    return metrics.generated_kernel_count
+    return Code([len(LAUNCH.findall(source)) for source in sources], metrics.generated_kernel_count)
 
 
 def normalize(input: Tensor) -> Tensor:
     return (input - 0.5) / 0.25
 
 
+@each_lam
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
-@pytest.mark.parametrize("per_sample", (False, True), ids=("per_batch", "per_sample"))
-def test_normalize_mix_and_activate_are_one_kernel(per_sample: bool, dtype: torch.dtype) -> None:
-    module, input = MixUp(), torch.randn(6, 3, 8, 8).to(dtype)
-    mix = sample_mix(6, per_sample=per_sample)
-    assert kernels(lambda input, mix: F.relu(module(normalize(input), mix)), input, mix) == 1
+def test_normalize_mix_and_activate_are_one_kernel(mix: Mix, dtype: torch.dtype) -> None:
+    mixer, input = MixUp(), torch.randn(4, 3, 8, 8).to(dtype)
+    assert inductor_code(lambda input, mix: F.relu(mixer(normalize(input), mix)), input, mix) == ([1], 1)
 
 
-@pytest.mark.parametrize("per_sample", (False, True), ids=("per_batch", "per_sample"))
-def test_elementwise_work_around_a_drawing_module_adds_no_kernel(per_sample: bool) -> None:
-    module, input = MixUp(p=0.5, per_sample=per_sample), torch.randn(6, 3, 8, 8)
-    assert kernels(lambda input: F.relu(module(normalize(input))), input) == kernels(module, input)
+@pytest.mark.parametrize("name", ("mixup", "cutmix", "choice"))
+def test_elementwise_work_around_a_drawing_module_adds_no_kernel(name: str) -> None:
+    mixer, (input, _) = MIXERS[name](), images(size=8)
+    alone = inductor_code(mixer, input)
+    assert alone.launches <= [DRAW_AND_MIX]
+    assert inductor_code(lambda input: F.relu(mixer(normalize(input))), input) == alone
 
 
-@pytest.mark.parametrize("per_sample", (False, True), ids=("per_batch", "per_sample"))
+def test_a_step_with_a_choice_launches_three_functions_more_than_one_without() -> None:
+    mixer, head, loss = RandomChoice([MixUp(), CutMix()]), classifier(), nn.CrossEntropyLoss()
+    criterion = MixUpCriterion(loss, mixer)
+    plain = inductor_code(lambda x, y: loss(head(x), y), *images(), backward=True).launches
+    mixed = inductor_code(lambda x, y: criterion(head(mixer(x)), y), *images(), backward=True).launches
+    assert len(mixed) == len(plain) == 2
+    assert mixed[0] <= plain[0] + DRAW_AND_MIX
+    assert mixed[1] <= plain[1]
+
+
+@each_lam
+@each_target
 @pytest.mark.parametrize("name", ("cross_entropy", "weighted", "smoothed", "none"))
-def test_criterion_is_one_log_softmax_in_the_graph(name: str, per_sample: bool) -> None:
+def test_criterion_is_one_log_softmax_in_the_graph(name: str, sizes: tuple[int, ...], mix: Mix) -> None:
     step = Counted(MixUpCriterion(LOSSES[name]()))
-    input, target = torch.randn(64, CLASSES), torch.randint(CLASSES, (64,))
-    assert step.graphs_after(input, target, sample_mix(64, per_sample=per_sample)) == 1
-    called = [getattr(node.target, "__name__", "") for node in step.counter.graphs[0].graph.nodes]
-    assert [name for name in called if name in ("log_softmax", "cross_entropy")] == ["log_softmax"]
+    assert step.graphs_after(torch.randn(4, CLASSES, *sizes), torch.randint(CLASSES, (4, *sizes)), mix) == 1
+    nodes = step.counter.graphs[0].graph.nodes
+    called = [node.target if isinstance(node.target, str) else node.target.__name__ for node in nodes]
+    assert [name for name in called if name in ("log_softmax", "softmax", "cross_entropy")] == ["log_softmax"]
 
 
 @cache
-def loops_of_the_plain_loss(name: str) -> int:
+def code_of_the_plain_loss(name: str) -> Code:
     input, target = torch.randn(64, CLASSES, requires_grad=True), torch.randint(CLASSES, (64,))
-    return kernels(LOSSES[name](), input, target, backward=True)
+    return inductor_code(LOSSES[name](), input, target, backward=True)
 
 
 @pytest.mark.parametrize("per_sample", (False, True), ids=("per_batch", "per_sample"))
 @pytest.mark.parametrize("name", ("cross_entropy", "weighted", "smoothed"))
 def test_criterion_is_one_kernel_forward_and_one_backward(name: str, per_sample: bool) -> None:
     input, target = torch.randn(64, CLASSES, requires_grad=True), torch.randint(CLASSES, (64,))
-    criterion, mix = MixUpCriterion(LOSSES[name]()), sample_mix(64, per_sample=per_sample)
-    loops, code = run_and_get_code(lambda: kernels(criterion, input, target, mix, backward=True))
-    assert [source.count('extern "C"') for source in code] == [1, 1]
+    mix = sample_mixup(64, per_sample=per_sample)
+    code = inductor_code(MixUpCriterion(LOSSES[name]()), input, target, mix, backward=True)
+    assert code.launches == [1, 1]
     if name != "smoothed" and torch.__version__ >= "2.13":  # an older Inductor writes a loop or two more
-        assert loops <= loops_of_the_plain_loss(name)
+        assert code.loops <= code_of_the_plain_loss(name).loops
+
+
+@each_target
+def test_criterion_with_a_lam_per_position_is_one_kernel_forward_and_one_backward(sizes: tuple[int, ...]) -> None:
+    criteria = [MixUpCriterion(LOSSES[name]()) for name in ("weighted", "smoothed")]
+    mixes = [sample_cutmix((64, 3, 8, 8), per_sample=per_sample) for per_sample in (False, True)]
+    inputs = [torch.randn(64, CLASSES, *sizes, requires_grad=True) for _ in range(4)]
+
+    def step(inputs: list[Tensor], target: Tensor, mixes: list[Mix]) -> list[Tensor]:
+        pairs = [(criterion, mix) for criterion in criteria for mix in mixes]
+        return [criterion(input, target, mix) for (criterion, mix), input in zip(pairs, inputs, strict=True)]
+
+    code = inductor_code(step, inputs, torch.randint(CLASSES, (64, *sizes)), mixes, backward=True)
+    assert code.launches == [1, 1]
 
 
 # Export
 
 
-@pytest.mark.parametrize("strict", (True, False))
+@strict_and_not
 def test_export_of_the_eval_model_is_the_model_without_it(strict: bool) -> None:
-    net = nn.Linear(3, CLASSES)
-    model = nn.Sequential(MixUp(), net).eval()
-    input = torch.randn(2, 3)
+    head, (input, _) = classifier(), images()
+    model = nn.Sequential(*mixers_of(), head).eval()
     exported = torch.export.export(model, (input,), strict=strict).module()
-    torch.testing.assert_close(exported(input), net(input))
+    torch.testing.assert_close(exported(input), head(input))
 
 
 @pytest.mark.skipif(torch.__version__ < "2.10", reason="before torch 2.10 export does not put last_mix back")
 @pytest.mark.filterwarnings("ignore:While compiling, we found certain side effects:UserWarning")  # last_mix, not kept
-@pytest.mark.filterwarnings("ignore:The tensor attributes self.0.last_mix:UserWarning")  # torch puts them back
+@pytest.mark.filterwarnings("ignore:The tensor attributes self:UserWarning")  # torch puts them back
 @pytest.mark.parametrize("drawn_before", (False, True))
-@pytest.mark.parametrize("strict", (True, False))
+@strict_and_not
 def test_export_in_training_mode_draws_at_each_call_and_leaves_last_mix_alone(strict: bool, drawn_before: bool) -> None:
-    module, input = MixUp(1.0), torch.eye(4)
+    model, input = Parallel(mixers_of()), torch.eye(4).view(4, 4, 1, 1).expand(4, 4, 3, 3)
     if drawn_before:
-        module(input)
-    before = repr(module.last_mix)
-    program = torch.export.export(nn.Sequential(module, nn.Identity()), (input,), strict=strict).module()
-    assert repr(module.last_mix) == before  # no fake tensor
-    first, second = program(input), program(input)
-    assert not torch.equal(first, second)
-    torch.testing.assert_close(first.sum(0), torch.ones(4))
+        model(input)
+    before = [repr(mixer.last_mix) for mixer in model.mixers]
+    program = torch.export.export(model, (input,), strict=strict).module()
+    assert [repr(mixer.last_mix) for mixer in model.mixers] == before  # no fake tensor
+    for name, first, second in zip(MIXERS, program(input), program(input), strict=True):
+        assert not torch.equal(first, second), name
+        torch.testing.assert_close(first.sum(1), torch.ones(4, 3, 3))
 
 
 # CUDA graphs
 
 
 @pytest.mark.cuda
-@each_option
-def test_cuda_graphs_replay_with_a_fresh_draw_each_step(options: dict[str, Any]) -> None:
-    module = MixUp(**{"alpha": 1.0, **options}).cuda()
-    net, loss = nn.Linear(3, CLASSES).cuda(), nn.CrossEntropyLoss()
-    criterion = MixUpCriterion(loss, module)
-    step = compiled(lambda x, y: criterion(net(module(x)), y), mode="reduce-overhead")
-    input, target = torch.randn(8, 3, device="cuda"), torch.randint(CLASSES, (8,), device="cuda")
-    indices = []
+@each_mixer
+def test_cuda_graphs_replay_with_a_fresh_draw_each_step(make: Callable[[], Mixer]) -> None:
+    mixer, head, (input, target) = make(), classifier().cuda(), images(8, device="cuda")
+    criterion = MixUpCriterion(nn.CrossEntropyLoss(), mixer)
+    step = compiled(lambda x, y: criterion(head(mixer(x)), y), mode="reduce-overhead")
+    partners = []
     for _ in range(6):
         torch.compiler.cudagraph_mark_step_begin()
-        value = step(input, target)
-        value.backward()
-        assert module.last_mix is not None
-        mix = Mix(*(tensor.clone() for tensor in module.last_mix))
-        torch.testing.assert_close(value, criterion(net(mixup(input, mix)), target, mix))
-        indices.append(tuple(mix.index.tolist()))
-    assert len(set(indices)) > 1
+        loss = step(input, target)
+        loss.backward()
+        mix = Mix(*(tensor.clone() for tensor in applied(mixer)))
+        torch.testing.assert_close(loss, criterion(head(mix_inputs(input, mix)), target, mix))
+        partners.append(tuple(mix.index.tolist()))
+    assert len(set(partners)) > 1
 
 
 @pytest.mark.cuda
-def test_nothing_synchronises_with_the_host() -> None:
-    module = MixUp(per_sample=True, p=0.5)
-    criterion = MixUpCriterion(nn.CrossEntropyLoss(), module)
-    input, target = torch.randn(8, CLASSES, device="cuda"), torch.randint(CLASSES, (8,), device="cuda")
+@each_mixer
+def test_a_graph_captured_by_hand_draws_afresh_at_each_replay(make: Callable[[], Mixer]) -> None:
+    mixer, head, (input, target) = make(), classifier().cuda(), images(8, device="cuda")
+    criterion = MixUpCriterion(nn.CrossEntropyLoss(), mixer)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # what initialises on the first call cannot be captured
+        criterion(head(mixer(input)), target)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        loss = criterion(head(mixer(input)), target)
+    mix, draws = applied(mixer), set()
+    for _ in range(6):
+        graph.replay()
+        torch.testing.assert_close(loss, criterion(head(mix_inputs(input, mix)), target, mix))
+        draws.add((tuple(mix.index.tolist()), mix.lam.mean().item()))
+    assert len(draws) > 1
+
+
+@pytest.mark.cuda
+@each_mixer
+def test_nothing_synchronises_with_the_host(make: Callable[[], Mixer]) -> None:
+    mixer = make()
+    criterion = MixUpCriterion(nn.CrossEntropyLoss(), mixer)
+    input = torch.randn(8, CLASSES, 4, 4, device="cuda", requires_grad=True)
+    of_samples, of_positions = (torch.randint(CLASSES, (8, *sizes), device="cuda") for sizes in ((), (4, 4)))
     torch.cuda.set_sync_debug_mode("error")
     try:
-        criterion(module(input), target)
-        mixup_batch(input, target)
+        output = mixer(input)
+        (criterion(output.mean((2, 3)), of_samples) + criterion(output, of_positions)).backward()
+        mixup_batch(input, of_samples)
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -1,4 +1,4 @@
-"""Every loss of torch.nn that takes (input, target), in both modes and for every lam: docs/criterion.md has the table."""
+"""Every loss of torch.nn that takes (input, target), both modes and every lam: the table of docs/criterion.md."""
 
 from __future__ import annotations
 
