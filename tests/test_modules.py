@@ -267,20 +267,6 @@ def test_repr_shows_the_options() -> None:
     assert repr(RandomChoice([MixUp()])).startswith("RandomChoice(\n  p=(1.0,), per_sample=False\n  (mixers)")
 
 
-@pytest.mark.usefixtures("fresh_compiler")
-@pytest.mark.parametrize("copy_of", (copy.deepcopy, through_pickle, lambda mixer: AveragedModel(mixer).module))
-@each_mixer
-def test_copies_of_a_mixer_compiled_in_place_run_themselves(make: Make, copy_of: Callable[[Any], Any]) -> None:
-    mixer = make()
-    mixer.compile(backend="eager")
-    mixer(IMAGES)
-    kept = mixer.last_mix
-    copied = copy_of(mixer)
-    assert copied.eval()(IMAGES) is IMAGES
-    assert not torch.equal(copied.train()(IMAGES), IMAGES)
-    assert mixer.last_mix is kept
-
-
 @each_mixer
 def test_a_model_and_its_criterion_copied_together_stay_linked(make: Make) -> None:
     mixer = make()
