@@ -151,8 +151,12 @@ def mixup_batch(input: Tensor, target: Tensor, alpha: float = 0.2) -> tuple[Tens
 
 
 def _interpolate(value: Tensor, lam: Tensor, index: Tensor) -> Tensor:
+    lam = lam.to(value.dtype)
+    if value.ndim > 2 and value.stride(1) == 1 and lam.ndim > 1 and lam.shape[0] == 1:
+        # Laid out as a sample in channels_last: the CPU is slow to broadcast along channels that lie side by side.
+        lam = lam.movedim(1, -1).expand(1, *value.shape[2:], value.shape[1]).contiguous().movedim(-1, 1)
     # In place on the gathered copy: one pass and one allocation less than torch.lerp(partner, value, lam).
-    return _gather(value, index).lerp_(value, lam.to(value.dtype))
+    return _gather(value, index).lerp_(value, lam)
 
 
 def _gather(value: Tensor, index: Tensor) -> Tensor:
