@@ -30,7 +30,6 @@ from .test_sampling import LEVEL, assert_beta
 
 CLASSES = 10  # from 8 on Inductor does not unroll a row of logits
 LAMS = lams_of(8, 8)
-CHOICES = "choice", "choice_per_sample"  # every draw is in one of them
 each_lam = pytest.mark.parametrize("mix", LAMS.values(), ids=LAMS)
 each_target = pytest.mark.parametrize("sizes", ((), (8, 8)), ids=("targets_of_samples", "targets_of_positions"))
 strict_and_not = pytest.mark.parametrize("strict", (True, False), ids=("strict", "not_strict"))
@@ -47,8 +46,8 @@ def images(batch_size: int = 6, size: int = 4, device: str = "cpu") -> tuple[Ten
     return torch.randn(batch_size, 3, size, size, device=device), torch.randint(CLASSES, (batch_size,), device=device)
 
 
-def classifier(size: int = 4) -> nn.Module:
-    return nn.Sequential(nn.Flatten(), nn.Linear(3 * size**2, CLASSES))
+def classifier() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(48, CLASSES))
 
 
 class Parallel(nn.Module):
@@ -75,12 +74,13 @@ def mixers_of(*names: str) -> list[Mixer]:
     (
         pytest.param("inductor", False, tuple(MIXERS), id="static"),
         pytest.param("aot_eager", True, tuple(MIXERS), id="dynamic"),
-        pytest.param("inductor", True, CHOICES, id="dynamic_inductor"),
+        # In these two is every draw that there is; all seven would take Inductor half a minute.
+        pytest.param("inductor", True, ("choice", "choice_per_sample"), id="dynamic_inductor"),
     ),
 )
 def test_mixers_equal_eager_on_their_draws(backend: str, dynamic: bool, names: tuple[str, ...]) -> None:
     mixers, (input, _) = mixers_of(*names), images()
-    inputs = input, torch.randn_like(input).bfloat16()
+    inputs = input, torch.randn_like(input).bfloat16().to(memory_format=torch.channels_last)
 
     def step(single: Tensor, half: Tensor) -> list[list[Tensor]]:
         return [[mixer(single), mixer(half, mixer.last_mix)] for mixer in mixers]
@@ -89,12 +89,11 @@ def test_mixers_equal_eager_on_their_draws(backend: str, dynamic: bool, names: t
     for _ in range(2):
         for mixer, outputs in zip(mixers, step(*inputs), strict=True):
             for input, output in zip(inputs, outputs, strict=True):
-                assert output.dtype == input.dtype
                 expected = mix_inputs(input, applied(mixer))
+                assert (output.dtype, output.stride()) == (input.dtype, expected.stride())
                 torch.testing.assert_close(output, expected, atol=8 * torch.finfo(input.dtype).eps, rtol=0)
 
 
-@each_target
 @pytest.mark.parametrize(
     ("backend", "dynamic", "names"),
     (
@@ -103,25 +102,30 @@ def test_mixers_equal_eager_on_their_draws(backend: str, dynamic: bool, names: t
     ),
 )
 def test_whole_step_equals_eager_on_its_draw_with_gradients(
-    backend: str, dynamic: bool | None, names: tuple[str, ...], sizes: tuple[int, ...]
+    backend: str, dynamic: bool | None, names: tuple[str, ...]
 ) -> None:
-    mixers, head = mixers_of(*names), nn.Conv2d(3, CLASSES, 1) if sizes else classifier(8)
-    kinds = nn.CrossEntropyLoss(), nn.CrossEntropyLoss(label_smoothing=0.1)
-    criteria = [[MixUpCriterion(loss, mixer) for loss in kinds] for mixer in mixers]
-    input, target = torch.randn(6, 3, 8, 8, requires_grad=True), torch.randint(CLASSES, (6, *sizes))
+    mixers, heads = mixers_of(*names), nn.ModuleList([classifier(), nn.Conv2d(3, CLASSES, 1)])
+    losses = nn.CrossEntropyLoss(), nn.CrossEntropyLoss(label_smoothing=0.1)
+    criteria = [[MixUpCriterion(loss, mixer) for loss in losses] for mixer in mixers]
+    (input, of_samples), of_positions = images(), torch.randint(CLASSES, (6, 4, 4))
 
-    def step(input: Tensor, target: Tensor) -> list[Tensor]:
-        outputs = [head(mixer(input)) for mixer in mixers]
-        return [criterion(output, target) for row, output in zip(criteria, outputs, strict=True) for criterion in row]
+    def losses_of(mixed: Tensor, targets: list[Tensor], criteria: list[MixUpCriterion], *mix: Mix) -> list[Tensor]:
+        outputs = [head(mixed) for head in heads]
+        pairs = list(zip(outputs, targets, strict=True))
+        return [criterion(output, target, *mix) for criterion in criteria for output, target in pairs]
 
-    losses, expected = compiled(step, backend=backend, dynamic=dynamic)(input, target), []
+    def step(input: Tensor, targets: list[Tensor]) -> list[list[Tensor]]:
+        return [losses_of(mixer(input), targets, row) for mixer, row in zip(mixers, criteria, strict=True)]
+
+    input, targets = input.requires_grad_(), [of_samples, of_positions]
+    results, expected = compiled(step, backend=backend, dynamic=dynamic)(input, targets), []
     for mixer, row in zip(mixers, criteria, strict=True):
         mix = applied(mixer)
-        expected += [criterion(head(mix_inputs(input, mix)), target, mix) for criterion in row]
-    torch.testing.assert_close(losses, expected)
-    leaves = [input, *head.parameters()]
-    gradients = [torch.autograd.grad(torch.stack(values).sum(), leaves) for values in (losses, expected)]
-    torch.testing.assert_close(*gradients)
+        expected.append(losses_of(mix_inputs(input, mix), targets, row, mix))
+    torch.testing.assert_close(results, expected)
+    leaves = [input, *heads.parameters()]
+    sums = [torch.stack([value for row in rows for value in row]).sum() for rows in (results, expected)]
+    torch.testing.assert_close(*(torch.autograd.grad(value, leaves) for value in sums))
 
 
 @each_mixer
@@ -294,16 +298,23 @@ def test_twelve_steps_are_one_graph(make: Callable[[], Mixer]) -> None:
     assert [step.graphs_after(*images()) for _ in range(12)] == [1] * 12
 
 
+def graphs_of_batch_sizes(function: Callable[..., Any]) -> list[int]:
+    torch._dynamo.reset()
+    step = Counted(function)
+    return [step.graphs_after(*images(batch_size)) for batch_size in (8, 8, 7, 6, 5, 1, 2, 9)]
+
+
+@cache
+def graphs_without_a_mixer() -> list[int]:
+    head, loss = classifier(), nn.CrossEntropyLoss()
+    return graphs_of_batch_sizes(lambda x, y: loss(head(x), y))
+
+
 @each_mixer
 def test_batch_sizes_cost_no_more_graphs_than_without_a_mixer(make: Callable[[], Mixer]) -> None:
-    mixer, head, loss = make(), classifier(), nn.CrossEntropyLoss()
-    criterion = MixUpCriterion(loss, mixer)
-    counts = []
-    for function in (lambda x, y: loss(head(x), y), lambda x, y: criterion(head(mixer(x)), y)):
-        torch._dynamo.reset()
-        step = Counted(function)
-        counts.append([step.graphs_after(*images(batch_size)) for batch_size in (8, 8, 7, 6, 5, 1, 2, 9)])
-    assert counts[1] == counts[0]
+    mixer, head = make(), classifier()
+    criterion = MixUpCriterion(nn.CrossEntropyLoss(), mixer)
+    assert graphs_of_batch_sizes(lambda x, y: criterion(head(mixer(x)), y)) == graphs_without_a_mixer()
 
 
 @pytest.mark.parametrize(
@@ -362,13 +373,12 @@ def scheduled(mixers: nn.Module) -> list[Any]:
 @pytest.mark.parametrize("name", ("alpha", "p"))
 @pytest.mark.parametrize("dynamic", (None, True), ids=("automatic", "dynamic"))
 def test_a_schedule_costs_at_most_one_more_graph(name: str, values: tuple[float, ...], dynamic: bool | None) -> None:
-    kinds = [kind(8.0, per_sample=per_sample) for kind in (MixUp, CutMix) for per_sample in (False, True)]
-    mixers = Parallel([*kinds, RandomChoice([MixUp(8.0), CutMix(8.0)])])
+    mixers = Parallel(kind(8.0, per_sample=per_sample) for kind in (MixUp, CutMix) for per_sample in (False, True))
     step, (input, _) = Counted(mixers, dynamic=dynamic), images(size=8)
-    for value in values:
+    for graphs, value in zip((1, 2, 2, 2, 2, 2), values, strict=False):
         for mixer in scheduled(mixers):
             setattr(mixer, name, value)
-        assert step.graphs_after(input) <= 2
+        assert step.graphs_after(input) <= graphs
         for outputs in zip(*(step.function(input) for _ in range(30)), strict=True):
             kept = sum(torch.equal(output, input) for output in outputs)
             if value == 0:
@@ -380,7 +390,7 @@ def test_a_schedule_costs_at_most_one_more_graph(name: str, values: tuple[float,
 
 
 def test_inductor_takes_every_alpha_and_p_in_the_same_graphs() -> None:
-    mixers = Parallel([MixUp(8.0), CutMix(8.0)])
+    mixers = Parallel([MixUp(8.0), RandomChoice([MixUp(8.0), CutMix(8.0)])])
     step, (input, _) = Counted(mixers, "inductor"), images()
     for alpha, p in ((8.0, 1.0), (1.0, 0.5), (0.5, 0.0), (0, 1), (2.0, 1.0)):
         for mixer in scheduled(mixers):
@@ -414,8 +424,9 @@ def test_errors_are_those_of_the_library(fullgraph: bool) -> None:
     output = torch.randn(6, CLASSES)
 
     def assert_raises(kind: type[Exception], message: str, function: Callable[..., Any], *args: Tensor) -> None:
-        with pytest.raises(Unsupported if fullgraph else kind, match=re.escape(message)):
+        with pytest.raises(Exception, match=re.escape(message)) as raised:
             function(*args)
+        assert raised.type is (Unsupported if fullgraph else kind)
 
     assert_raises(RuntimeError, "expected the linked mixer to have mixed a batch, got none", loss_of, output, target)
     assert_raises(ValueError, "expected inputs of shape (B, C, *spatial)", mix, output)
@@ -482,9 +493,11 @@ def normalize(input: Tensor) -> Tensor:
 
 
 @each_lam
-@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
-def test_normalize_mix_and_activate_are_one_kernel(mix: Mix, dtype: torch.dtype) -> None:
-    mixer, input = MixUp(), torch.randn(4, 3, 8, 8).to(dtype)
+@pytest.mark.parametrize(
+    ("dtype", "layout"), ((torch.float32, torch.contiguous_format), (torch.bfloat16, torch.channels_last))
+)
+def test_normalize_mix_and_activate_are_one_kernel(mix: Mix, dtype: torch.dtype, layout: torch.memory_format) -> None:
+    mixer, input = MixUp(), torch.randn(4, 3, 8, 8).to(dtype, memory_format=layout)
     assert inductor_code(lambda input, mix: F.relu(mixer(normalize(input), mix)), input, mix) == ([1], 1)
 
 
