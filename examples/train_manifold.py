@@ -34,8 +34,8 @@ class ManifoldMixUp(nn.Module):
         self.depth = depth
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logits; in training those of a mixed batch."""
-        if not self.training:
+        """Return the logits; those of a mixed batch while the mixer is in training mode."""
+        if not self.mixup.training:  # in eval mode, and when only mixing is turned off
             for stage in self.stages:
                 x = stage(x)
             return x

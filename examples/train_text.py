@@ -79,10 +79,10 @@ class Transformer(nn.Module):
         self.head = nn.Linear(width, classes)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Return the logits; in training those of a mixed batch."""
+        """Return the logits; those of a mixed batch while the mixer is in training mode."""
         valid = (tokens != PAD).float()
         embedded = self.mixup(self.embedding(tokens))
-        if self.training:
+        if self.mixup.training:
             valid = self.mixup(valid, self.mixup.last_mix)  # the same mix: above 0 where either passage has a word
         hidden = self.encoder(embedded + self.position, src_key_padding_mask=valid == 0)
         if self.per_word:

@@ -14,23 +14,24 @@ from ._modules import Mixer
 from .functional import mix_targets
 
 WAYS_OUT = (
-    "use mixer.eval(), criterion.eval() or criterion.loss to validate; for the loss of another forward pass, pass its "
-    "mix, as in criterion(output, target, mix)"
+    "to validate, call criterion.loss(output, target), mixer.eval() or criterion.eval(); for a metric, or the loss of "
+    "another forward pass, pass its mix: criterion(output, target, mix)"
 )
 
 
 class MixUpCriterion(nn.Module):
     r"""Wraps a loss so that it takes the targets of a mixed batch.
 
-    With ``interpolate_loss=True`` the two losses are interpolated, otherwise the two targets:
+    With the output :math:`\hat y` of the model, ``interpolate_loss=True`` interpolates the losses, False the targets:
 
     .. math::
-        \lambda\, \ell(x, y) + (1 - \lambda)\, \ell(x, y_{\text{index}})
+        \lambda\, \ell(\hat y, y) + (1 - \lambda)\, \ell(\hat y, y_{\text{index}})
         \qquad \text{or} \qquad
-        \ell(x, \lambda y + (1 - \lambda)\, y_{\text{index}})
+        \ell(\hat y, \lambda y + (1 - \lambda)\, y_{\text{index}})
 
-    Both give the same value for a loss linear in its target (:func:`functional.mix_loss` has the difference for MSE).
-    :class:`torch.nn.CrossEntropyLoss` on class indices is, and always takes :func:`functional.mix_cross_entropy`.
+    Both give the same value for a loss that is linear in its target (:func:`functional.mix_loss` has the difference for
+    MSE). :class:`torch.nn.CrossEntropyLoss` on class indices is linear, and takes one path for all settings,
+    :func:`functional.mix_cross_entropy`.
 
     Which mix is used: the one passed; else the ``last_mix`` of the linked mixer while both are in training mode; else
     none, and the result is exactly ``loss(input, target)``. So one criterion serves training and validation. The
@@ -59,7 +60,8 @@ class MixUpCriterion(nn.Module):
             a bool; on call with a mix, ``target`` is not a tensor or ``mix`` not a :class:`Mix`.
         ValueError: ``interpolate_loss=False`` with a loss of hard labels or logarithms; on call, as
             :func:`functional.mix_loss` and :func:`functional.mix_targets`.
-        RuntimeError: mixer and criterion are in training mode, but nothing has been drawn yet, or gradients are off.
+        RuntimeError: mixer and criterion are in training mode, but the mixer has not mixed a batch yet, or gradients
+            are off.
 
     Example:
         >>> import torch
@@ -105,8 +107,8 @@ class MixUpCriterion(nn.Module):
         elif value is None or isinstance(value, Mixer):
             self.__dict__[name] = value  # nn.Module would make it a submodule
         else:
-            got = type(value).__name__
-            raise TypeError(f"expected mixer to be a Mixer, got {got}; link the mixer, not the model that holds it")
+            got = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+            raise TypeError(f"expected mixer to be a Mixer, got {got}; link the mixer, not what holds or wraps it")
 
     def forward(self, input: Any, target: Tensor, mix: Mix | None = None) -> Tensor:
         mix = self._linked_mix(target) if mix is None else mix
@@ -130,11 +132,12 @@ class MixUpCriterion(nn.Module):
             return None
         mix = self.mixer.last_mix
         if mix is None:
-            raise RuntimeError(f"expected the linked mixer to have mixed a batch, got none; call it, or {WAYS_OUT}")
+            raise RuntimeError(f"expected the linked mixer to have mixed a batch, got none; call the model. {WAYS_OUT}")
         if not torch.is_grad_enabled():
             raise RuntimeError(
-                "expected gradients with mixer and criterion in training mode, got them off: usually validation, of an "
-                f"EMA copy or with a mixer outside the model, which model.eval() does not reach; {WAYS_OUT}"
+                "expected gradients while the linked mixer is in training mode, got them off. It looks like validation "
+                "of an EMA copy, or with a mixer that model.eval() does not reach, and would use the mix of an earlier "
+                f"batch; {WAYS_OUT}"
             )
         if isinstance(target, Tensor) and target.ndim and target.shape[0] != mix.index.shape[0]:
             got = f"expected target to have the batch size of the last mix, {mix.index.shape[0]}, got {target.shape[0]}"

@@ -36,9 +36,9 @@ def mix_loss(loss: Callable[[Any, Tensor], Tensor], input: Any, target: Tensor, 
     other callable must return losses of shape ``(B, *)`` and gets them back weighed, not reduced.
 
     :class:`torch.nn.CrossEntropyLoss` on class indices goes to :func:`mix_cross_entropy`, unless it has hooks or is
-    subclassed. The mean of it, its subclasses, :class:`torch.nn.NLLLoss` and :class:`torch.nn.LinearCrossEntropyLoss`
-    is that function's. A loss under :func:`torch.compile` is unwrapped: compile the criterion. With weights per sample
-    or position a shallow copy of the loss is called, so what the loss sets on itself meanwhile is lost.
+    subclassed. Its subclasses, :class:`torch.nn.NLLLoss` and :class:`torch.nn.LinearCrossEntropyLoss` divide their mean
+    by the mixed class weights, as that function does. The compilation of a loss is ignored: compile the criterion. With
+    weights per sample or position a shallow copy of the loss is called, so what it sets on itself meanwhile is lost.
 
     Args:
         loss: any callable of ``(input, target)``; never modified.
@@ -150,7 +150,7 @@ def mix_cross_entropy(
     if input.ndim == 1 or target.shape != input.shape[:1] + input.shape[2:]:
         raise ValueError(
             f"expected input of shape (B, C, *) and class indices of shape (B, *), got {tuple(input.shape)} and "
-            f"{tuple(target.shape)}; give one-hot targets as floats, as in target.float()"
+            f"{tuple(target.shape)}{'; one-hot targets must be floats' if target.shape == input.shape else ''}"
         )
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"expected reduction to be 'mean', 'sum' or 'none', got {reduction!r}")

@@ -18,9 +18,9 @@ class Mix(NamedTuple):
     validated, because reading them would stall a GPU and break a compiled graph.
 
     Attributes:
-        lam: weight of the *original* sample, a floating tensor in [0, 1]. Its shape says how fine it is: ``()`` is one
-            weight per batch, ``(B,)`` one per sample, and ``(1, 1, *spatial)`` or ``(B, 1, *spatial)`` one per
-            position, where 1 keeps the original and 0 takes the partner.
+        lam: weight of the *original* sample, a floating tensor in [0, 1]. Shape ``()`` is one weight per batch,
+            ``(B,)`` one per sample, and ``(1, 1, *spatial)`` or ``(B, 1, *spatial)`` one per position, where 1 keeps
+            the original and 0 takes the partner.
         index: partner of each sample, an int64 permutation of ``range(B)``, shape ``(B,)``.
 
     A ``lam`` per position mixes inputs ``(B, C, *spatial)``. Targets of a position, ``(B, *spatial)`` or
@@ -60,8 +60,10 @@ def checked(name: str, value: Tensor, mix: Mix) -> Mix:
     """Return ``mix``, on the device of ``value``; raise unless the two fit each other."""
     check_tensor(name, value)
     if not isinstance(mix, Mix):
-        fix = "targets go to MixUpCriterion or" if isinstance(mix, Tensor) else "draw one with sampling.sample_mixup or"
-        raise TypeError(f"expected mix to be a Mix, got {type(mix).__name__}; {fix} functional.mixup_batch")
+        fix = "targets go to MixUpCriterion or functional.mixup_batch"
+        if not isinstance(mix, Tensor):
+            fix = "draw one with sampling.sample_mixup; last_mix is None before the mixer has mixed in training mode"
+        raise TypeError(f"expected mix to be a Mix, got {type(mix).__name__}; {fix}")
     lam, index = mix
     tensors = isinstance(lam, Tensor) and isinstance(index, Tensor)
     if not tensors or not lam.is_floating_point() or index.dtype != torch.int64:

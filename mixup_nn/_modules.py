@@ -48,15 +48,15 @@ class Mixer(nn.Module):
         RuntimeError: on call in training mode, on a replica made by ``nn.DataParallel``.
 
     Example:
-        Whole halves of images, of random share, from the partner:
+        The right part of each image, of random width, from the partner:
 
         >>> import torch
         >>> from mixup_nn import Mixer
-        >>> class VerticalHalves(Mixer):
+        >>> class RightPart(Mixer):
         ...     def sample_lam(self, input):
         ...         columns = torch.arange(input.shape[-1], device=input.device) / input.shape[-1]
         ...         return (columns < torch.rand((), device=input.device)).float().expand(1, 1, *input.shape[2:])
-        >>> mixer = VerticalHalves(p=0.5)
+        >>> mixer = RightPart(p=0.5)
         >>> mixer(torch.randn(4, 3, 8, 8)).shape
         torch.Size([4, 3, 8, 8])
     """
@@ -74,7 +74,7 @@ class Mixer(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} has no sample_lam(input), which draws lam")
 
     def sample(self, input: Tensor) -> Mix:
-        """Draw a mix for ``input``: ``lam`` and partners. Override it for partners of your own."""
+        """Draw a mix for ``input``, in eval mode too. Override it for partners of your own; not in a RandomChoice."""
         check_tensor("input", input)
         return Mix(self._sample_gated_lam(input), cycle(input.shape[0], input.device))
 
@@ -112,7 +112,7 @@ class MixUp(Mixer):
         \lambda \sim \mathrm{Beta}(\alpha, \alpha), \qquad
         \tilde x_i = \lambda_i x_i + (1 - \lambda_i)\, x_{\text{index}_i}
 
-    What all mixers have in common, :attr:`last_mix` and the errors are those of :class:`Mixer`.
+    See :class:`Mixer` for what all mixers have in common, such as ``last_mix`` and errors.
 
     Args:
         alpha: parameter of the Beta distribution, a finite number >= 0. 0.2 suits ImageNet, 1.0 CIFAR-10; the larger,
@@ -157,15 +157,15 @@ class MixUp(Mixer):
 
 
 class CutMix(Mixer):
-    r"""Replaces a box of each sample by that of its partner, as in *CutMix: Regularization Strategy*.
+    r"""Replaces a box of each sample by that of its partner, as in the CutMix paper.
 
     .. math::
         \tilde x = M \odot x + (1 - M) \odot x_{\text{index}}, \qquad
         \tilde y = \bar M y + (1 - \bar M)\, y_{\text{index}}
 
     The mask :math:`M`, here a ``lam`` per position, is 0 inside the box; its mean :math:`\bar M` is the share of the
-    original. :func:`sampling.sample_cutmix` says how the box is drawn. What all mixers have in common is said of
-    :class:`Mixer`; ``p`` and ``per_sample`` mean what they mean in :class:`MixUp`.
+    original. :func:`sampling.sample_cutmix` says how the box is drawn. See :class:`Mixer` for what all mixers have in
+    common.
 
     Args:
         alpha: parameter of the Beta distribution of the box's share, a finite number >= 0; 1 is uniform, 0 is plain
@@ -207,15 +207,16 @@ class RandomChoice(Mixer):
     r"""One of several mixers for each batch, or for each sample.
 
     .. math::
-        \lambda = \lambda_k, \qquad P(k) = p_k
+        \lambda = \lambda_k \quad \text{with probability } p_k
 
-    All mixers draw, one ``lam`` is kept, and there is one partner for all: one graph under ``torch.compile``. What all
-    mixers have in common is said of :class:`Mixer`.
+    Every mixer draws a ``lam``, and one of them is picked; all share the same partners. So it is one graph under
+    ``torch.compile``. ``p`` is not that of :class:`Mixer`, and there is no ``alpha``: set those of the mixers.
 
     Args:
         mixers: the mixers to choose from, at least one; each keeps its own ``p`` and ``per_sample``.
         p: the probability of each, uniform if not given; numbers >= 0, divided by their sum.
-        per_sample: choose for each sample instead of once per batch.
+        per_sample: choose for each sample instead of once per batch. A mixer without ``per_sample`` of its own still
+            draws one ``lam`` for all samples that choose it.
 
     Shape:
         - input: what every mixer takes.
@@ -233,6 +234,11 @@ class RandomChoice(Mixer):
         torch.Size([4, 3, 8, 8])
     """
 
+    def _refuse_alpha(self, value: float) -> None:
+        raise AttributeError(f"a RandomChoice has no alpha, got {value}; set that of a mixer: choice.mixers[0].alpha")
+
+    alpha = property(fset=_refuse_alpha)
+
     def __init__(self, mixers: Iterable[Mixer], p: Sequence[float] | None = None, *, per_sample: bool = False) -> None:
         super().__init__()
         mixers = list(mixers)
@@ -240,8 +246,8 @@ class RandomChoice(Mixer):
             raise ValueError("expected at least one mixer, got none")
         for mixer in mixers:
             if not isinstance(mixer, Mixer) or type(mixer).sample is not Mixer.sample:
-                got = type(mixer).__name__
-                raise TypeError(f"expected Mixer modules that override sample_lam but not sample, got {got}")
+                got = f"the class {mixer.__name__}" if isinstance(mixer, type) else type(mixer).__name__
+                raise TypeError(f"expected Mixer modules that leave sample (the partners) as it is, got {got}")
         self.mixers = nn.ModuleList(mixers)
         self.p = p
         self.per_sample = per_sample

@@ -66,7 +66,7 @@ def mix_targets(target: Tensor, mix: Mix, num_classes: int | None = None) -> Ten
     .. math::
         \tilde y_i = \lambda_i y_i + (1 - \lambda_i)\, y_{\text{index}_i}
 
-    With a ``lam`` per position :class:`~mixup_nn.Mix` says which targets take it as it is and which take its mean.
+    :class:`~mixup_nn.Mix` says which targets use a ``lam`` per position, and which its mean.
 
     Args:
         target: dense floating targets of shape ``(B, *)``, or class indices of shape ``(B, *)`` and an integer dtype,

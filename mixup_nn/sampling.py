@@ -200,7 +200,7 @@ def choose(lams: Sequence[Tensor], p: Sequence[float], batch_size: int | None) -
     ndim = max(lam.ndim for lam in lams)
     uniform = append_dims(_uniform(() if batch_size is None else (batch_size,), lams[0].device, None), ndim)
     chosen, *others = (append_dims(lam, ndim) if lam.ndim == 1 else lam for lam in lams)
-    for share, lam in zip(accumulate(p), others, strict=False):
+    for share, lam in zip(accumulate(p[:-1]), others, strict=True):
         chosen = torch.where(uniform < share, chosen, lam)
     return chosen
 

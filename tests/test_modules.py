@@ -153,7 +153,7 @@ def test_partners_of_ones_own() -> None:
 
     mixer = Mirrored(1.0)
     torch.testing.assert_close(mixer(IMAGES), torch.lerp(IMAGES.flip(0), IMAGES, applied(mixer).lam))
-    with pytest.raises(TypeError, match="override sample_lam but not sample, got Mirrored$"):
+    with pytest.raises(TypeError, match=r"leave sample \(the partners\) as it is, got Mirrored$"):
         RandomChoice([mixer])
 
 
@@ -538,9 +538,17 @@ def test_options_are_keyword_only() -> None:
 def test_what_a_choice_cannot_choose_from() -> None:
     with pytest.raises(ValueError, match="^expected at least one mixer, got none$"):
         RandomChoice([])
-    message = "^expected Mixer modules that override sample_lam but not sample, got Identity$"
-    with pytest.raises(TypeError, match=message):
-        RandomChoice([MixUp(), nn.Identity()])  # type: ignore[list-item]
+    for wrong, got in ((nn.Identity(), "Identity"), (MixUp, "the class MixUp")):
+        message = rf"^expected Mixer modules that leave sample \(the partners\) as it is, got {got}$"
+        with pytest.raises(TypeError, match=message):
+            RandomChoice([MixUp(), wrong])  # type: ignore[list-item]
+
+
+def test_a_choice_has_no_alpha_to_set_in_vain() -> None:
+    choice = RandomChoice([MixUp(), CutMix()])
+    with pytest.raises(AttributeError, match=r"^a RandomChoice has no alpha, got 0; .*choice\.mixers\[0\]\.alpha$"):
+        choice.alpha = 0
+    assert not hasattr(choice, "alpha")
 
 
 @pytest.mark.parametrize("p", ((1.0,), (0.2, 0.3, 0.5), (0, 0), (0.5, -0.5), (math.inf, 1), (math.nan, 1), 0.5))
