@@ -171,10 +171,12 @@ LOSSES: dict[str, Callable[[], nn.Module]] = {
 def test_criterion_equals_eager_for_every_kind_of_loss_and_lam(
     backend: str, names: tuple[str, ...], sizes: tuple[int, ...], indices: bool
 ) -> None:
-    if torch.__version__ < "2.12":
-        pytest.skip("before torch 2.12 Dynamo does not trace the copy of a loss that is taken without reduction")
     losses = [make() for make in LOSSES.values()]
     losses = [loss for loss in losses if isinstance(loss, (nn.CrossEntropyLoss, nn.NLLLoss)) == indices]
+    if torch.__version__ < "2.12":
+        losses = [loss for loss in losses if isinstance(loss, nn.CrossEntropyLoss)]
+    if not losses:
+        pytest.skip("before torch 2.12 Dynamo does not trace the copy of a loss that is taken without reduction")
     dense = losses[:2] if indices else losses  # torch takes no dense targets with ignore_index >= 0 or NLLLoss
     criteria = [MixUpCriterion(loss, interpolate_loss=True) for loss in losses]
     criteria += [MixUpCriterion(loss, interpolate_loss=False) for loss in dense]
@@ -317,6 +319,7 @@ def test_batch_sizes_cost_no_more_graphs_than_without_a_mixer(make: Callable[[],
     assert graphs_of_batch_sizes(lambda x, y: criterion(head(mixer(x)), y)) == graphs_without_a_mixer()
 
 
+@pytest.mark.skipif(torch.__version__ < "2.13", reason="an older Dynamo compares sizes that it does not know")
 @pytest.mark.parametrize(
     ("backend", "names"),
     (("aot_eager", ("mixup", "mixup_per_sample", "cutmix", "choice")), ("inductor", ("choice",))),
@@ -424,9 +427,10 @@ def test_errors_are_those_of_the_library(fullgraph: bool) -> None:
     output = torch.randn(6, CLASSES)
 
     def assert_raises(kind: type[Exception], message: str, function: Callable[..., Any], *args: Tensor) -> None:
-        with pytest.raises(Exception, match=re.escape(message)) as raised:
+        with pytest.raises(Exception) as raised:  # noqa: PT011  # older torch does not pass the message on
             function(*args)
         assert raised.type is (Unsupported if fullgraph else kind)
+        assert message in str(raised.value) or (fullgraph and torch.__version__ < "2.13")
 
     assert_raises(RuntimeError, "expected the linked mixer to have mixed a batch, got none", loss_of, output, target)
     assert_raises(ValueError, "expected inputs of shape (B, C, *spatial)", mix, output)

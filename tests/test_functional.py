@@ -99,6 +99,7 @@ LAYOUTS: dict[str, tuple[Tensor, str]] = {
     "channels_last_3d": (torch.randn(4, 3, 2, 5, 6).to(memory_format=torch.channels_last_3d), "index_select"),
     "batch_last": (torch.randn(3, 5, 4).permute(2, 0, 1), "index"),
     "strided": (torch.randn(4, 3, 10)[..., ::2], "index"),
+    "channels_last_strided": (torch.randn(8, 3, 5, 6).to(memory_format=torch.channels_last)[::2], "index"),
 }
 
 
