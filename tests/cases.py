@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -29,6 +31,12 @@ def lams_of(*spatial: int) -> dict[str, Mix]:
     """A mix of every shape of lam, for inputs of four samples."""
     shared, own = (per_position(*spatial, per_sample=per_sample) for per_sample in (False, True))
     return {"per_batch": SCALAR, "per_sample": PER_SAMPLE, "per_position": shared, "per_sample_and_position": own}
+
+
+def every_lam(*spatial: int) -> pytest.MarkDecorator:
+    """Parametrise ``mix`` over a lam of every shape, for these positions."""
+    mixes = lams_of(*spatial)
+    return pytest.mark.parametrize("mix", mixes.values(), ids=mixes)
 
 
 class Dominant(MixUp):
@@ -55,6 +63,18 @@ def applied(mixer: Mixer) -> Mix:
     """The mix last applied."""
     assert mixer.last_mix is not None
     return mixer.last_mix
+
+
+def through_pickle(module: Any) -> Any:
+    """A copy by way of pickle."""
+    return pickle.loads(pickle.dumps(module))
+
+
+def unreduced(loss: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
+    """A copy of the loss in float64 that returns every element."""
+    copied = copy.deepcopy(loss).double()
+    copied.reduction = "none"  # type: ignore[assignment]
+    return copied
 
 
 class Operations(TorchDispatchMode):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import pickle
 import re
 from collections.abc import Callable, Iterable
 from functools import cache
@@ -25,12 +24,12 @@ from mixup_nn import CutMix, Mix, Mixer, MixUp, MixUpCriterion, RandomChoice
 from mixup_nn.functional import mix_inputs, mixup_batch
 from mixup_nn.sampling import sample_beta, sample_cutmix, sample_mixup
 
-from .cases import MIXERS, applied, each_mixer, lams_of
+from .cases import MIXERS, applied, each_mixer, every_lam, lams_of, through_pickle
 from .test_sampling import LEVEL, assert_beta
 
 CLASSES = 10  # from 8 on Inductor does not unroll a row of logits
 LAMS = lams_of(8, 8)
-each_lam = pytest.mark.parametrize("mix", LAMS.values(), ids=LAMS)
+each_lam = every_lam(8, 8)
 each_target = pytest.mark.parametrize("sizes", ((), (8, 8)), ids=("targets_of_samples", "targets_of_positions"))
 strict_and_not = pytest.mark.parametrize("strict", (True, False), ids=("strict", "not_strict"))
 
@@ -439,10 +438,6 @@ def test_errors_are_those_of_the_library(fullgraph: bool) -> None:
     assert_raises(ValueError, message, loss_of, output[:4], target[:4])
     with torch.no_grad():
         assert_raises(RuntimeError, "expected gradients while the linked mixer is in", loss_of, output, target)
-
-
-def through_pickle(module: Any) -> Any:
-    return pickle.loads(pickle.dumps(module))
 
 
 @each_mixer

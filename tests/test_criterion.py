@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -18,14 +17,13 @@ from mixup_nn import Mix, Mixer, MixUp, MixUpCriterion
 from mixup_nn.functional import mix_loss, mix_targets
 
 from . import reference
-from .cases import PER_SAMPLE, SCALAR, applied, both_lams, each_mixer, lams_of
+from .cases import PER_SAMPLE, SCALAR, applied, both_lams, each_mixer, every_lam, through_pickle
 
 INPUT = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
 INDICES = torch.tensor([0, 1, 2, 0])
 DENSE = torch.rand(4, 3, generator=torch.Generator().manual_seed(1))
 IMAGES = torch.randn(4, 3, 4, 5, generator=torch.Generator().manual_seed(2))
-MIXES = lams_of(4, 5)
-each_lam = pytest.mark.parametrize("mix", MIXES.values(), ids=MIXES)
+each_lam = every_lam(4, 5)
 
 
 def linked(alpha: float = 1.0) -> tuple[MixUp, MixUpCriterion]:
@@ -357,7 +355,7 @@ def test_the_loss_is_called_in_its_own_mode() -> None:
     torch.testing.assert_close(criterion.eval()(INPUT, DENSE, PER_SAMPLE), 10 * trained)
 
 
-@pytest.mark.parametrize("copy_of", (copy.deepcopy, lambda criterion: pickle.loads(pickle.dumps(criterion))))
+@pytest.mark.parametrize("copy_of", (copy.deepcopy, through_pickle))
 def test_copies_keep_what_is_interpolated(copy_of: Callable[[MixUpCriterion], MixUpCriterion]) -> None:
     for mode in (None, True, False):
         criterion = MixUpCriterion(nn.MSELoss(), interpolate_loss=mode)

@@ -18,13 +18,7 @@ from mixup_nn.functional import mix_cross_entropy, mix_inputs, mix_loss, mix_tar
 from mixup_nn.sampling import sample_mixup
 
 from . import reference
-from .cases import CYCLE, PER_SAMPLE, SCALAR, Operations, both_lams, lams_of, per_position
-
-
-def every_lam(*spatial: int) -> pytest.MarkDecorator:
-    """Parametrise over a lam of every shape, for these positions."""
-    mixes = lams_of(*spatial)
-    return pytest.mark.parametrize("mix", mixes.values(), ids=mixes)
+from .cases import CYCLE, PER_SAMPLE, SCALAR, Operations, both_lams, every_lam, lams_of, per_position, unreduced
 
 
 def test_the_weight_of_the_original_is_lam() -> None:
@@ -295,12 +289,6 @@ def test_mixing_is_one_minus_a_beta_draw() -> None:
 
 
 # Losses
-
-
-def unreduced(loss: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
-    twin = copy.deepcopy(loss).double()
-    twin.reduction = "none"  # type: ignore[assignment]
-    return twin
 
 
 def targets_like(input: Tensor) -> Tensor:

@@ -17,10 +17,9 @@ from torch.nn.modules import loss as torch_losses
 from mixup_nn import Mix, MixUpCriterion
 
 from . import reference
-from .cases import SCALAR, lams_of
+from .cases import SCALAR, every_lam, unreduced
 
-MIXES = lams_of(2, 2)
-each_lam = pytest.mark.parametrize("mix", MIXES.values(), ids=MIXES)
+each_lam = every_lam(2, 2)
 
 
 def real(*shape: int) -> Tensor:
@@ -64,12 +63,6 @@ OTHER_ARGUMENTS = {  # what these take instead of (input, target) or return inst
     "CTCLoss", "CosineEmbeddingLoss", "GaussianNLLLoss", "MarginRankingLoss",
     "TripletMarginLoss", "TripletMarginWithDistanceLoss",
 }  # fmt: skip
-
-
-def unreduced(loss: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
-    twin = copy.deepcopy(loss)
-    twin.reduction = "none"  # type: ignore[assignment]
-    return twin
 
 
 def logits() -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import io
 import math
-import pickle
 import threading
 from collections.abc import Callable
 from fractions import Fraction
@@ -25,7 +24,7 @@ from mixup_nn import CutMix, Mix, Mixer, MixUp, MixUpCriterion, RandomChoice
 from mixup_nn.functional import mix_inputs, mix_targets, mixup_batch
 from mixup_nn.sampling import sample_cutmix, sample_mixup
 
-from .cases import SCALAR, Dominant, applied, each_mixer
+from .cases import SCALAR, Dominant, applied, each_mixer, through_pickle
 
 Make = Callable[[], Mixer]
 IMAGES = torch.randn(8, 3, 6, 5, generator=torch.Generator().manual_seed(0))
@@ -231,10 +230,6 @@ def test_weights_load_into_a_model_with_and_without_it(make: Make) -> None:
     mixed.load_state_dict(plain.state_dict(), strict=True)
     for name, parameter in plain.named_parameters():
         assert torch.equal(parameter, mixed.get_parameter(name))
-
-
-def through_pickle(model: Any) -> Any:
-    return pickle.loads(pickle.dumps(model))
 
 
 def through_torch_save(model: Any) -> Any:
