@@ -1,20 +1,16 @@
 """The mixers: modules that draw a mix and apply it."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
+from . import sampling
 from ._mix import Mix, check_tensor
 from .functional import mix_inputs
-from .sampling import check_alpha, check_number, check_p, choose, cutmix_lam, cycle, gate, mixup_lam
 
-
-def _number(name: str, check: Callable[[float], float]) -> Any:
-    """An attribute that is checked when it is set, and always a float: an int would cost a graph."""
-    return property(lambda module: getattr(module, name), lambda module, value: setattr(module, name, check(value)))
+Weights = Sequence[float]
 
 
 class Mixer(nn.Module):
@@ -34,12 +30,6 @@ class Mixer(nn.Module):
 
     Args:
         p: probability of mixing; otherwise ``lam`` is 1. One decision for each ``lam`` drawn: per batch or per sample.
-
-    Attributes:
-        last_mix: the :class:`Mix` last applied in training mode, or None. Never read by the module itself, never
-            copied or pickled with it. A model that mixes in a way of its own may set it, for the criterion to follow.
-            Under activation checkpointing the recomputation in backward sets it again: take the loss of every forward
-            before any backward, or pass the mix.
 
     Raises:
         TypeError: ``p`` is not a number; on call, an input that is not a dense floating-point tensor, or a ``mix`` that
@@ -61,13 +51,33 @@ class Mixer(nn.Module):
         torch.Size([4, 3, 8, 8])
     """
 
-    p = _number("_p", check_p)
-    last_mix: Mix | None
-
     def __init__(self, *, p: float = 1.0) -> None:
         super().__init__()
-        self._p = check_p(p)
-        self.last_mix = None
+        self.p = p
+        self._last_mix: Mix | None = None
+
+    @property
+    def p(self) -> float:
+        """The probability of mixing. May be set at any time."""
+        return self._p
+
+    @p.setter
+    def p(self, p: float) -> None:
+        self._p = sampling.check_p(p)  # a float, as an int would cost a graph
+
+    @property
+    def last_mix(self) -> Mix | None:
+        """The :class:`Mix` last applied in training mode; None in eval mode, where no draw is meant.
+
+        Never read by the module itself, never copied or pickled with it. A model that mixes in a way of its own may
+        set it, for the criterion to follow. Under activation checkpointing the recomputation in backward sets it
+        again: take the loss of every forward before any backward, or pass the mix.
+        """
+        return self._last_mix if self.training else None
+
+    @last_mix.setter
+    def last_mix(self, mix: Mix | None) -> None:
+        self._last_mix = mix
 
     def sample_lam(self, input: Tensor) -> Tensor:
         """Draw ``lam`` for ``input``, on its device, in one of the shapes of :class:`Mix`. Subclasses override this."""
@@ -76,11 +86,15 @@ class Mixer(nn.Module):
     def sample(self, input: Tensor) -> Mix:
         """Draw a mix for ``input``, in eval mode too. Override it for partners of your own; not in a RandomChoice."""
         check_tensor("input", input)
-        return Mix(self._sample_gated_lam(input), cycle(input.shape[0], input.device))
+        return Mix(self._gated_lam(input, self.p), sampling.cycle(input.shape[0], input.device))
 
-    def _sample_gated_lam(self, input: Tensor) -> Tensor:
+    def _gated_lam(self, input: Tensor, p: float) -> Tensor:
         """Draw ``lam``, and 1 in its place with probability ``1 - p``."""
-        return gate(self.sample_lam(input), self._p)
+        lam = self.sample_lam(input)
+        if not isinstance(lam, Tensor):
+            got = f"{type(lam).__name__} from {type(self).__name__}"
+            raise TypeError(f"expected sample_lam to return a tensor, got a {got}; as in torch.tensor(lam)")
+        return sampling.gate(lam, p)
 
     def forward(self, input: Tensor, mix: Mix | None = None) -> Tensor:
         """Return the mixed batch. A given ``mix`` is applied in training and eval mode alike."""
@@ -93,16 +107,15 @@ class Mixer(nn.Module):
             )
         mix = self.sample(input) if mix is None else mix
         mixed = mix_inputs(input, mix)
-        self.last_mix = mix
+        self._last_mix = mix
         return mixed
 
     def extra_repr(self) -> str:
-        return ", ".join(
-            f"{name}={getattr(self, name)}" for name in ("alpha", "p", "per_sample") if hasattr(self, name)
-        )
+        options = {name: getattr(self, name, None) for name in ("alpha", "weights", "p", "per_sample", "spatial_dims")}
+        return ", ".join(f"{name}={value}" for name, value in options.items() if value is not None)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "last_mix": None}  # type: ignore[no-untyped-call]
+        return {**super().__getstate__(), "_last_mix": None}  # type: ignore[no-untyped-call]
 
 
 class MixUp(Mixer):
@@ -144,16 +157,23 @@ class MixUp(Mixer):
         https://arxiv.org/abs/1710.09412
     """
 
-    alpha = _number("_alpha", check_alpha)
-
     def __init__(self, alpha: float = 0.2, *, p: float = 1.0, per_sample: bool = False) -> None:
         super().__init__(p=p)
         self.alpha = alpha
         self.per_sample = per_sample
 
+    @property
+    def alpha(self) -> float:
+        """The parameter of the Beta distribution. May be set at any time."""
+        return self._alpha
+
+    @alpha.setter
+    def alpha(self, alpha: float) -> None:
+        self._alpha = sampling.check_alpha(alpha)
+
     def sample_lam(self, input: Tensor) -> Tensor:
         """Draw ``lam`` as :func:`sampling.sample_mixup` does, before the gate of ``p``."""
-        return mixup_lam(input.shape[0], self.alpha, per_sample=self.per_sample, device=input.device)
+        return sampling.mixup_lam(input.shape[:1] if self.per_sample else (), self.alpha, input.device)
 
 
 class CutMix(Mixer):
@@ -191,16 +211,26 @@ class CutMix(Mixer):
         https://arxiv.org/abs/1905.04899
     """
 
-    alpha = _number("_alpha", check_alpha)
-
-    def __init__(self, alpha: float = 1.0, *, p: float = 1.0, per_sample: bool = False) -> None:
+    def __init__(
+        self, alpha: float = 1.0, *, p: float = 1.0, per_sample: bool = False, spatial_dims: int | None = None
+    ) -> None:
         super().__init__(p=p)
         self.alpha = alpha
         self.per_sample = per_sample
+        self.spatial_dims = sampling.check_spatial_dims(spatial_dims)
+
+    @property
+    def alpha(self) -> float:
+        """The parameter of the Beta distribution. May be set at any time."""
+        return self._alpha
+
+    @alpha.setter
+    def alpha(self, alpha: float) -> None:
+        self._alpha = sampling.check_alpha(alpha)
 
     def sample_lam(self, input: Tensor) -> Tensor:
         """Draw ``lam`` as :func:`sampling.sample_cutmix` does, before the gate of ``p``."""
-        return cutmix_lam(input.shape, self.alpha, per_sample=self.per_sample, device=input.device)
+        return sampling.cutmix_lam(input.shape, self.alpha, self.per_sample, self.spatial_dims, input.device)
 
 
 class RandomChoice(Mixer):
@@ -234,37 +264,50 @@ class RandomChoice(Mixer):
         torch.Size([4, 3, 8, 8])
     """
 
-    def _refuse_alpha(self, value: float) -> None:
-        raise AttributeError(f"a RandomChoice has no alpha, got {value}; set that of a mixer: choice.mixers[0].alpha")
-
-    alpha = property(fset=_refuse_alpha)
-
-    def __init__(self, mixers: Iterable[Mixer], p: Sequence[float] | None = None, *, per_sample: bool = False) -> None:
-        super().__init__()
-        mixers = list(mixers)
-        if not mixers:
+    def __init__(
+        self, mixers: Iterable[Mixer], weights: Weights | None = None, *, p: float = 1.0, per_sample: bool = False
+    ) -> None:
+        super().__init__(p=p)
+        self.mixers = nn.ModuleList(_check_entry(mixer) for mixer in mixers)
+        if not self.mixers:
             raise ValueError("expected at least one mixer, got none")
-        for mixer in mixers:
-            if not isinstance(mixer, Mixer) or type(mixer).sample is not Mixer.sample:
-                got = f"the class {mixer.__name__}" if isinstance(mixer, type) else type(mixer).__name__
-                raise TypeError(f"expected Mixer modules that leave sample (the partners) as it is, got {got}")
-        self.mixers = nn.ModuleList(mixers)
-        self.p = p
+        self.weights = weights
         self.per_sample = per_sample
 
     @property
-    def p(self) -> tuple[float, ...]:
-        return self._probabilities
+    def weights(self) -> tuple[float, ...]:
+        """The relative weight of each mixer. May be set at any time; None stands for equal weights."""
+        return self._weights
 
-    @p.setter
-    def p(self, p: Sequence[float] | None) -> None:
+    @weights.setter
+    def weights(self, weights: Weights | None) -> None:
         expected = f"{len(self.mixers)} numbers >= 0, one for each mixer and not all of them 0"
-        p = [1.0] * len(self.mixers) if p is None else p if isinstance(p, Sequence) else [p]
-        if len(p) != len(self.mixers) or sum(check_number("p", share, 0, 1e300, expected) for share in p) == 0:
-            raise ValueError(f"expected p to be {expected}, got {tuple(p)}")
-        self._probabilities = tuple(float(share) / sum(p) for share in p)
+        given = [1.0] * len(self.mixers) if weights is None else weights if isinstance(weights, Sequence) else [weights]
+        checked = tuple(sampling.check_number("weights", weight, 0, math.inf, expected) for weight in given)
+        if len(checked) != len(self.mixers) or not 0 < sum(checked) < math.inf:
+            raise ValueError(f"expected weights to be {expected}, got {tuple(given)}")
+        self._weights = checked
+
+    def _refuse_alpha(self, value: float) -> None:
+        raise AttributeError(f"a RandomChoice has no alpha, got {value}; set that of a mixer: choice.mixers[0].alpha")
+
+    alpha = property(fset=_refuse_alpha)  # or a schedule sets it in vain
 
     def sample_lam(self, input: Tensor) -> Tensor:
-        """Draw the ``lam`` of every mixer, and pick one of them."""
-        lams = [mixer._sample_gated_lam(input) for mixer in self.mixers]  # type: ignore[operator]
-        return choose(lams, self._probabilities, input.shape[0] if self.per_sample else None)
+        """Draw the ``lam`` of every mixer, and pick one of them; one in eval mode leaves unmixed what chooses it."""
+        mixers: Iterable[Any] = self.mixers
+        lams = [mixer._gated_lam(input, mixer.p if mixer.training or not self.training else 0.0) for mixer in mixers]
+        return sampling.choose(lams, self.weights, input.shape[0] if self.per_sample else None)
+
+
+def _check_entry(mixer: object) -> Mixer:
+    """Return ``mixer``; raise unless a :class:`RandomChoice` can choose it by its ``lam`` alone."""
+    if not isinstance(mixer, Mixer) or _overrides(mixer, "sample") or _overrides(mixer, "forward"):
+        got = f"the class {mixer.__name__}" if isinstance(mixer, type) else type(mixer).__name__
+        fix = "a choice calls neither, and draws by sample_lam"
+        raise TypeError(f"expected Mixer modules without a sample or forward of their own, got {got}; {fix}")
+    return mixer
+
+
+def _overrides(mixer: Mixer, name: str) -> bool:
+    return getattr(type(mixer), name) is not getattr(Mixer, name)

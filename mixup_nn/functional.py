@@ -1,13 +1,11 @@
 """Apply a :class:`~mixup_nn.Mix`: pure functions of inputs, targets, losses and a draw."""
 
-from __future__ import annotations
-
 import torch
 from einops import rearrange
 from torch import Tensor
 
 from ._losses import mix_cross_entropy, mix_loss
-from ._mix import Mix, align, append_dims, check_tensor, checked, lam_of_target
+from ._mix import Mix, align, append_dims, check_tensor, input_mix, target_mix
 from .sampling import sample_mixup
 
 __all__ = ["mix_cross_entropy", "mix_inputs", "mix_loss", "mix_targets", "mixup_batch"]
@@ -49,15 +47,7 @@ def mix_inputs(input: Tensor, mix: Mix) -> Tensor:
         H. Zhang, M. Cisse, Y. N. Dauphin, D. Lopez-Paz, *mixup: Beyond Empirical Risk Minimization*, ICLR 2018,
         https://arxiv.org/abs/1710.09412
     """
-    lam, index = checked("input", input, mix)
-    if not input.is_floating_point():
-        raise TypeError(f"expected a floating-point input, got {input.dtype}; convert it first, as in input.float()")
-    if lam.ndim > 1 and lam.shape[2:] != input.shape[2:]:
-        raise ValueError(
-            f"expected input of shape (B, C, *spatial) with the positions of mix.lam, {tuple(lam.shape[2:])}, got "
-            f"{tuple(input.shape)}; a mix fits the inputs that it was drawn for"
-        )
-    return _interpolate(input, align(lam, input), index)
+    return _mixed(input, *input_mix(input, mix))
 
 
 def mix_targets(target: Tensor, mix: Mix, num_classes: int | None = None) -> Tensor:
@@ -66,13 +56,13 @@ def mix_targets(target: Tensor, mix: Mix, num_classes: int | None = None) -> Ten
     .. math::
         \tilde y_i = \lambda_i y_i + (1 - \lambda_i)\, y_{\text{index}_i}
 
-    :class:`~mixup_nn.Mix` says which targets use a ``lam`` per position, and which its mean.
+    :class:`~mixup_nn.Mix` says which targets take a ``lam`` per position, and which its share.
 
     Args:
         target: dense floating targets of shape ``(B, *)``, or class indices of shape ``(B, *)`` and an integer dtype,
             which become one-hot probabilities of shape ``(B, C, *)`` first.
         mix: the draw that mixed the inputs.
-        num_classes: ``C``; needed for class indices, without effect on dense targets.
+        num_classes: ``C``, at least 2; needed for class indices, without effect on dense targets.
 
     Returns:
         Dense targets. Floating ones keep their shape and dtype; class indices give ``(B, C, *)`` in the dtype of
@@ -82,8 +72,8 @@ def mix_targets(target: Tensor, mix: Mix, num_classes: int | None = None) -> Ten
 
     Raises:
         TypeError: ``target`` is bool, complex or not a dense tensor, or ``mix`` is not a :class:`~mixup_nn.Mix`.
-        ValueError: class indices without ``num_classes``, or, in eager mode on the CPU, one that is not below it;
-            sizes other than those of the mix.
+        ValueError: class indices without ``num_classes``, with a single class, or, in eager mode on the CPU, one that
+            is not below it; sizes other than those of the mix.
 
     Example:
         >>> import torch
@@ -93,19 +83,26 @@ def mix_targets(target: Tensor, mix: Mix, num_classes: int | None = None) -> Ten
         tensor([[0.7500, 0.0000, 0.2500],
                 [0.2500, 0.0000, 0.7500]])
     """
-    lam, index = checked("target", target, mix)
+    lam, index = target_mix(target, mix)
+    if not target.is_floating_point():
+        target = one_hot(target, num_classes, lam.dtype)
+    return _mixed(target, align(lam, target), index)
+
+
+def one_hot(target: Tensor, num_classes: int | None, dtype: torch.dtype) -> Tensor:
+    """Class indices ``(B, *)`` as probabilities ``(B, C, *)``; a negative index is a row of zeros."""
     if target.dtype == torch.bool or target.is_complex():
         raise TypeError(f"expected floating targets or integer class indices, got {target.dtype}; as in target.float()")
-    lam = lam_of_target(lam, target)
-    if not target.is_floating_point():
-        if num_classes is None:
-            raise ValueError(f"expected num_classes with class indices, got None with {target.dtype} targets")
-        if _is_readable(target) and (target >= num_classes).any():
-            got = f"{target.max().item()}; give ignored targets a negative index"
-            raise ValueError(f"expected class indices below num_classes, {num_classes}, got {got}")
-        classes = append_dims(torch.arange(num_classes, device=target.device), target.ndim)
-        target = (rearrange(target, "b ... -> b 1 ...") == classes).to(lam.dtype)
-    return _interpolate(target, align(lam, target), index)
+    if num_classes is None:
+        raise ValueError(f"expected num_classes with class indices, got None with {target.dtype} targets")
+    if num_classes == 1:  # 0 would become 1, and 1 a row of zeros: the labels inverted
+        fix = "labels of 0 and 1 for one logit are floats of its shape, as in target.float().unsqueeze(1)"
+        raise ValueError(f"expected at least two classes for class indices, got 1; {fix}")
+    if _is_readable(target) and (target >= num_classes).any():
+        got = f"{target.max().item()}; give ignored targets a negative index"
+        raise ValueError(f"expected class indices below num_classes, {num_classes}, got {got}")
+    classes = append_dims(torch.arange(num_classes, device=target.device), target.ndim)
+    return (rearrange(target, "b ... -> b 1 ...") == classes).to(dtype)
 
 
 def mixup_batch(input: Tensor, target: Tensor, alpha: float = 0.2) -> tuple[Tensor, Tensor, Tensor]:
@@ -146,29 +143,33 @@ def mixup_batch(input: Tensor, target: Tensor, alpha: float = 0.2) -> tuple[Tens
     """
     check_tensor("input", input)
     mix = sample_mixup(input.shape[0], alpha, device=input.device)
-    mix = checked("target", target, mix)
-    return mix_inputs(input, mix), target[mix.index], 1 - mix.lam
+    return mix_inputs(input, mix), target[target_mix(target, mix).index], 1 - mix.lam
 
 
-def _interpolate(value: Tensor, lam: Tensor, index: Tensor) -> Tensor:
+def _mixed(value: Tensor, lam: Tensor, index: Tensor) -> Tensor:
+    """The formula, in place on the gathered partners: a pass and an allocation less than ``torch.lerp``."""
     lam = lam.to(value.dtype)
-    if value.ndim > 2 and value.stride(1) == 1 and lam.ndim > 1 and lam.shape[0] == 1:
-        # Laid out as a sample in channels_last: the CPU is slow to broadcast along channels that lie side by side.
-        lam = lam.movedim(1, -1).expand(1, *value.shape[2:], value.shape[1]).contiguous().movedim(-1, 1)
-    # In place on the gathered copy: one pass and one allocation less than torch.lerp(partner, value, lam).
-    return _gather(value, index).lerp_(value, lam)
-
-
-def _gather(value: Tensor, index: Tensor) -> Tensor:
-    """``value[index]``, where the layout allows it by ``index_select``, which copies samples, not single elements."""
+    # index_select copies whole samples, many times faster than value[index], but keeps no memory format: samples in
+    # channels_last are mixed as the contiguous tensor that they are. The view comes last, or backward copies it twice.
     if value.ndim > 2 and value.stride(1) == 1 and value.stride(-1) == value.shape[1]:
-        channels_last = value.movedim(1, -1)  # a memory format that index_select does not keep
-        if channels_last.is_contiguous():
-            return channels_last.index_select(0, index).movedim(-1, 1)
-    return value.index_select(0, index) if value.is_contiguous() else value[index]
+        moved = value.movedim(1, -1)
+        if moved.is_contiguous():
+            return moved.index_select(0, index).lerp_(moved, _channels_last(lam, value)).movedim(-1, 1)
+    partners = value.index_select(0, index) if value.is_contiguous() else value[index]
+    return partners.lerp_(value, lam)
+
+
+def _channels_last(lam: Tensor, value: Tensor) -> Tensor:
+    """``lam`` with its channel last, for a batch that lies in memory so."""
+    if lam.ndim < 2:
+        return lam
+    if lam.shape[0] == 1:  # the CPU is slow to broadcast along channels that lie side by side
+        lam = lam.expand(1, value.shape[1], *value.shape[2:])
+    return lam.movedim(1, -1).contiguous()
 
 
 def _is_readable(value: Tensor) -> bool:
-    """Whether values can be read without a host synchronisation, a graph break or a vmap in the way."""
-    eager = value.is_cpu and type(value) is Tensor and not torch.compiler.is_compiling()
-    return eager and not torch._C._functorch.is_batchedtensor(value)
+    """Whether values can be read without a host synchronisation, a graph break or a transform in the way."""
+    eager = value.is_cpu and type(value) is Tensor and not torch.compiler.is_compiling()  # a FakeTensor has no values
+    # vmap refuses a branch on values; torch has no public name for its wrapped tensors.
+    return eager and not torch._C._functorch.is_functorch_wrapped_tensor(value)

@@ -1,13 +1,12 @@
 """Draw a :class:`~mixup_nn.Mix`: the only file that touches random numbers."""
 
-from __future__ import annotations
-
 import math
 import sys
 from collections.abc import Sequence
 from functools import reduce
 from itertools import accumulate
 from numbers import Integral, Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +25,7 @@ def sample_beta(
     r"""Draw from the symmetric Beta distribution, :math:`\lambda \sim \mathrm{Beta}(\alpha, \alpha)`.
 
     Exact for every finite ``alpha > 0``, elementwise, without a rejection loop or a host synchronisation, so it
-    fuses under ``torch.compile``. With uniform :math:`u \in (0, 1]` and :math:`v \in [0, 1)`,
+    fuses under ``torch.compile``. With :math:`u` and :math:`v` uniform on [0, 1),
 
     .. math::
         t = \sqrt{u^{-1/\alpha} - 1}\, \cos 2 \pi v, \qquad
@@ -61,8 +60,7 @@ def sample_beta(
         62 (1994).
     """
     alpha = check_number("alpha", alpha, sys.float_info.min, sys.float_info.max, "a finite number > 0")
-    u, v = _uniform((2, *shape), device, generator).unbind()
-    return _beta(u, v, alpha)
+    return mixup_lam(shape, alpha, device, generator)
 
 
 def sample_mixup(
@@ -102,9 +100,8 @@ def sample_mixup(
     """
     if not isinstance(batch_size, (Integral, torch.SymInt)):
         raise TypeError(f"expected batch_size to be an integer, got {type(batch_size).__name__}; as in len(x)")
-    lam = mixup_lam(batch_size, check_alpha(alpha), per_sample=per_sample, device=device, generator=generator)
-    lam = gate(lam, check_p(p), generator)
-    return Mix(lam, cycle(batch_size, device, generator))
+    lam = mixup_lam((batch_size,) if per_sample else (), check_alpha(alpha), device, generator)
+    return Mix(gate(lam, check_p(p), generator), cycle(batch_size, device, generator))
 
 
 def sample_cutmix(
@@ -113,6 +110,7 @@ def sample_cutmix(
     *,
     per_sample: bool = False,
     p: float = 1.0,
+    spatial_dims: int | None = None,
     device: Device = None,
     generator: Generator = None,
 ) -> Mix:
@@ -129,13 +127,14 @@ def sample_cutmix(
         per_sample: draw one box per sample, ``lam`` of shape ``(B, 1, *spatial)``, instead of one per batch,
             ``(1, 1, *spatial)``.
         p: probability of mixing; otherwise ``lam`` is 1. One decision per batch, or per sample with ``per_sample``.
+        spatial_dims: how many of the last dimensions the box cuts; see :class:`~mixup_nn.CutMix`.
         device: device of the result; torch's default device if not given.
         generator: source of randomness; eager mode only, as a ``torch.Generator`` cannot enter a compiled graph.
 
     Raises:
-        TypeError: ``shape`` is not a sequence; ``alpha`` or ``p`` is not a number.
-        ValueError: ``shape`` has not one to three spatial dimensions, ``alpha`` is negative or not finite, or ``p`` is
-            outside [0, 1].
+        TypeError: ``shape`` is not a sequence; ``alpha``, ``p`` or ``spatial_dims`` is not a number.
+        ValueError: ``shape`` does not have one to three spatial dimensions, or has three and no ``spatial_dims`` is
+            given, or an empty one; ``alpha`` is negative or not finite, or ``p`` is outside [0, 1].
 
     Example:
         >>> import torch
@@ -150,58 +149,51 @@ def sample_cutmix(
     """
     if not isinstance(shape, Sequence):
         raise TypeError(f"expected shape to be a sequence of sizes, got {type(shape).__name__}; as in x.shape")
-    lam = cutmix_lam(shape, check_alpha(alpha), per_sample=per_sample, device=device, generator=generator)
-    lam = gate(lam, check_p(p), generator)
-    return Mix(lam, cycle(shape[0], device, generator))
+    lam = cutmix_lam(shape, check_alpha(alpha), per_sample, check_spatial_dims(spatial_dims), device, generator)
+    return Mix(gate(lam, check_p(p), generator), cycle(shape[0], device, generator))
 
 
 # What a mix is drawn from: the mixers join these too. Their arguments are checked where the user sets them.
 
 
-def mixup_lam(
-    batch_size: int, alpha: float, *, per_sample: bool, device: Device = None, generator: Generator = None
-) -> Tensor:
-    """One ``lam`` of shape ``()``, or ``(B,)`` with ``per_sample``."""
-    u, v = _uniform((2, batch_size) if per_sample else (2,), device, generator).unbind()
+def mixup_lam(shape: Sequence[int], alpha: float, device: Device = None, generator: Generator = None) -> Tensor:
+    """One ``lam`` for each entry of ``shape``; 1 where ``alpha`` is 0."""
+    u, v = _uniform((2, *shape), device, generator)
     return _beta(u, v, alpha)
 
 
 def cutmix_lam(
-    shape: Sequence[int], alpha: float, *, per_sample: bool, device: Device = None, generator: Generator = None
-) -> Tensor:
-    """One ``lam`` of shape ``(1, 1, *spatial)``, or ``(B, 1, *spatial)`` with ``per_sample``."""
-    spatial = shape[2:]
-    if not 1 <= len(spatial) <= 3:
-        raise ValueError(
-            f"expected inputs of shape (B, C, *spatial) with one to three spatial dimensions, got {tuple(shape)}; "
-            "CutMix needs positions, MixUp does not"
-        )
-    samples = (shape[0] if per_sample else 1, 1) + (1,) * len(spatial)
-    u, v, *centers = _uniform((2 + len(spatial), *samples), device, generator).unbind()
-    half_side = (1 - _beta(u, v, alpha)).pow(1 / len(spatial)) / 2
-    outside = []
-    for axis, (size, center) in enumerate(zip(spatial, centers, strict=True), start=2):
-        middles = append_dims(torch.arange(0.5, size, dtype=torch.float32, device=u.device) / size, u.ndim - axis)
-        outside.append((middles - center).abs() >= half_side)
-    return reduce(torch.logical_or, outside).float()
+    shape: Sequence[int], alpha: float, per_sample: bool, spatial_dims: int | None, device: Device = None,
+    generator: Generator = None,
+) -> Tensor:  # fmt: skip
+    """One ``lam`` of shape ``(1, 1, *spatial)``, or ``(B, 1, *spatial)``; an uncut dimension has the size 1."""
+    spatial = _cut_sizes(shape, spatial_dims)
+    samples = (shape[0] if per_sample else 1,) + (1,) * (len(shape) - 1)
+    u, v, *centers = _uniform((2 + len(spatial), *samples), device, generator)
+    side = (1 - _beta(u, v, alpha)).pow(1 / len(spatial))
+    distances = []  # from the centre to the middle of each pixel, on a scale of 2 for each side of the sample
+    for axis, (size, center) in enumerate(zip(spatial, centers, strict=True)):
+        middles = torch.arange(1, 2 * size, 2, dtype=torch.float32, device=u.device) / size
+        distances.append(append_dims(middles, len(spatial) - axis).sub(center, alpha=2).abs())
+    # One comparison of the largest distance: a comparison per axis is a kernel more for each when compiled for CUDA.
+    return (reduce(torch.maximum, distances) >= side).float()
 
 
 def gate(lam: Tensor, p: float, generator: Generator = None) -> Tensor:
     """``lam`` with probability ``p``, else 1; one decision for each entry of its first dimension."""
-    # A compiled graph always has the gate, and compares tensors only: a branch on a number asks for one more graph.
-    if not torch.compiler.is_compiling() and p == 1:
+    if not torch.compiler.is_compiling() and p == 1:  # as in _beta
         return lam
     uniform = _uniform(lam.shape[:1] + (1,) * (lam.ndim - 1), lam.device, generator)
     return torch.where(uniform < p, lam, 1)
 
 
-def choose(lams: Sequence[Tensor], p: Sequence[float], batch_size: int | None) -> Tensor:
-    """One of ``lams`` with the probabilities ``p``; for each sample of a batch where ``batch_size`` is given."""
+def choose(lams: Sequence[Tensor], weights: Sequence[float], batch_size: int | None) -> Tensor:
+    """One of ``lams`` with relative ``weights``; for each sample of a batch where ``batch_size`` is given."""
     ndim = max(lam.ndim for lam in lams)
     uniform = append_dims(_uniform(() if batch_size is None else (batch_size,), lams[0].device, None), ndim)
     chosen, *others = (append_dims(lam, ndim) if lam.ndim == 1 else lam for lam in lams)
-    for share, lam in zip(accumulate(p[:-1]), others, strict=True):
-        chosen = torch.where(uniform < share, chosen, lam)
+    for weight, lam in zip(accumulate(weights[:-1]), others, strict=True):
+        chosen = torch.where(uniform < weight / sum(weights), chosen, lam)
     return chosen
 
 
@@ -210,7 +202,8 @@ def cycle(batch_size: int, device: Device = None, generator: Generator = None) -
     # argsort(rand) rather than randperm, whose use as an index crashes Inductor in torch 2.13 (pytorch#183988);
     # cat rather than roll, which cannot take the unbacked batch size of a selection such as x[mask].
     order = _uniform((batch_size,), device, generator).argsort()
-    return order.scatter(0, order, torch.cat((order[1:], order[:1])))
+    # index_copy_ rather than scatter, which Inductor leaves to ATen on CUDA where it fuses this one.
+    return torch.empty_like(order).index_copy_(0, order, torch.cat((order[1:], order[:1])))
 
 
 def check_number(name: str, value: float, low: float, high: float, meaning: str) -> float:
@@ -232,16 +225,36 @@ def check_p(p: float) -> float:
     return check_number("p", p, 0, 1, "a probability in [0, 1]")
 
 
+def check_spatial_dims(spatial_dims: int | None) -> int | None:
+    """Return ``spatial_dims``; raise unless it is a number of dimensions, or not given."""
+    return spatial_dims if spatial_dims is None else int(check_number("spatial_dims", spatial_dims, 1, 3, "1, 2 or 3"))
+
+
+def _cut_sizes(shape: Sequence[int], spatial_dims: int | None) -> Sequence[int]:
+    """The sizes along which a box is cut: the last ``spatial_dims`` of ``shape``, or all of one or two."""
+    ndim, got = len(shape) - 2, tuple(shape)
+    if not 1 <= ndim <= 3:
+        expected = "inputs of shape (B, C, *spatial) with one to three spatial dimensions"
+        raise ValueError(f"expected {expected}, got {got}; CutMix needs positions, MixUp does not")
+    if spatial_dims is None and ndim == 3:
+        fix = "3 cuts a box out of a volume, (B, C, D, H, W), 2 one box through all frames of a clip, (B, C, T, H, W)"
+        raise ValueError(f"expected spatial_dims for inputs of five dimensions, got None with {got}; {fix}")
+    cut = shape[-(spatial_dims or ndim) :]
+    if len(cut) > ndim or 0 in cut:
+        raise ValueError(f"expected inputs of {len(cut)} spatial dimensions or more, none of size 0, got {got}")
+    return cut
+
+
 def _beta(u: Tensor, v: Tensor, alpha: float) -> Tensor:
-    t = torch.expm1(torch.log1p(-u) / -alpha).sqrt() * torch.cos(2 * math.pi * v)
+    t = torch.expm1(torch.log(u) / -alpha).sqrt() * torch.cos(2 * math.pi * v)
     lam = torch.sigmoid(2 * torch.asinh(t))  # 1/2 + t / (2 sqrt(1 + t^2)), without its cancellation near 0
-    if torch.compiler.is_compiling() or alpha == 0:  # as in gate
-        lam = torch.where(torch.zeros_like(u) < alpha, lam, 1)
+    if torch.compiler.is_compiling() or alpha == 0:
+        # A compiled graph always compares, and compares tensors: a branch on a number asks for one more graph.
+        lam = torch.where(torch.zeros_like(lam) < alpha, lam, 1)
     return lam
 
 
 def _uniform(shape: Sequence[int], device: Device, generator: Generator) -> Tensor:
     # generator=None handed to torch.rand breaks a compiled graph with dynamic shapes (torch 2.13): leave it out.
-    if generator is None:
-        return torch.rand(shape, device=device, dtype=torch.float32)
-    return torch.rand(shape, device=device, dtype=torch.float32, generator=generator)
+    options: dict[str, Any] = {} if generator is None else {"generator": generator}
+    return torch.rand(shape, device=device, dtype=torch.float32, **options)

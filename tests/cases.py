@@ -39,6 +39,9 @@ def every_lam(*spatial: int) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("mix", mixes.values(), ids=mixes)
 
 
+slow_vmap = pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")  # lerp_ has no rule of its own
+
+
 class Dominant(MixUp):
     """A mixer of a user's own: the original keeps at least half."""
 
@@ -78,17 +81,21 @@ def unreduced(loss: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 class Operations(TorchDispatchMode):
-    """Notes each operation of torch that made tensors, and the largest of them."""
+    """Notes each operation of torch that made tensors, with the size of the largest, and those that launch a kernel."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.made: list[tuple[str, int]] = []
+        self.launched: list[str] = []
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         output = func(*args, **(kwargs or {}))
         sizes = [value.numel() for value in tree_leaves(output) if isinstance(value, Tensor)]
+        name = func.overloadpacket.__name__
         if sizes:
-            self.made.append((func.overloadpacket.__name__, max(sizes)))
+            self.made.append((name, max(sizes)))
+        if not (func.is_view or name.startswith("empty")):
+            self.launched.append(name)
         return output

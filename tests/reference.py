@@ -23,7 +23,10 @@ def weight_at(mix: Mix, i: int, position: Position) -> Tensor:
     if mix.lam.ndim == 0:
         return mix.lam.double()
     own = mix.lam[i if len(mix.lam) > 1 else 0].double()
-    return own if mix.lam.ndim == 1 else own[0][position[len(position) - (own.ndim - 1) :]]
+    if mix.lam.ndim == 1:
+        return own
+    place = zip(position[len(position) - (own.ndim - 1) :], own.shape[1:], strict=True)
+    return own[0][tuple(where if size > 1 else 0 for where, size in place)]
 
 
 def share(mix: Mix, i: int) -> Tensor:

@@ -402,12 +402,12 @@ def test_inductor_takes_every_alpha_and_p_in_the_same_graphs() -> None:
             assert all(torch.equal(output, input) for output in step.function(input))
 
 
-def test_new_probabilities_of_a_choice_are_those_of_the_next_call() -> None:
+def test_new_weights_of_a_choice_are_those_of_the_next_call() -> None:
     mixer = RandomChoice([MixUp(8.0), CutMix(8.0)], (1, 0))
     step, (input, _) = compiled(mixer, backend="eager"), images(size=8)
-    for p, low, high in (((1, 0), 1, 1), ((0, 1), 2, 2), ((1, 1), 1, 2)):
-        mixer.p = p
-        values = []
+    for weights, low, high in (((1, 0), 1, 1), ((0, 1), 2, 2), ((1, 1), 1, 2)):
+        mixer.weights = weights
+        values: list[int] = []
         for _ in range(20):
             step(input)
             values.append(applied(mixer).lam.unique().numel())

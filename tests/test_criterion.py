@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 from torch.optim.swa_utils import AveragedModel
+from torch.utils.checkpoint import checkpoint
 
 from mixup_nn import Mix, Mixer, MixUp, MixUpCriterion
 from mixup_nn.functional import mix_loss, mix_targets
@@ -75,7 +76,7 @@ def test_follows_a_mix_of_ones_own_that_the_mixer_applied() -> None:
 
 # No stale draw in silence
 
-OFF = "^expected gradients while the linked mixer is in training mode, got them off. .*EMA copy"
+OFF = "^expected gradients while the linked mixer is in training mode, got them off: .*EMA copy.* reentrant checkpoint"
 
 
 def assert_raises_and_the_ways_out_give_the_plain_loss(
@@ -122,13 +123,13 @@ def test_validation_with_a_mixer_that_model_eval_does_not_reach() -> None:
 def test_another_batch_size_than_the_last_mixed() -> None:
     mixup, criterion = linked()
     mixup(INPUT)
-    message = "^expected target to have the batch size of the last mix, 4, got 3; "
+    message = "^expected target to have the batch size of the last mix, 4, got 3; keep the batch as first dimension, "
     assert_raises_and_the_ways_out_give_the_plain_loss(mixup, criterion, INPUT[:3], ValueError, message)
 
 
 def test_nothing_mixed_yet() -> None:
     mixup, criterion = linked()
-    message = "^expected the linked mixer to have mixed a batch, got none; call the model. "
+    message = "^expected the linked mixer to have mixed a batch, got none; call the model first; a criterion copied "
     assert_raises_and_the_ways_out_give_the_plain_loss(mixup, criterion, INPUT, RuntimeError, message)
 
 
@@ -139,6 +140,36 @@ def test_a_mix_passed_is_applied_without_gradients_too() -> None:
         assert torch.equal(
             criterion(INPUT, INDICES, SCALAR), MixUpCriterion(nn.CrossEntropyLoss())(INPUT, INDICES, SCALAR)
         )
+
+
+def test_flattened_or_time_first_outputs_are_told_to_keep_the_batch_first() -> None:
+    mixup, criterion = linked()
+    mixup(torch.randn(4, 5, 6))
+    with pytest.raises(
+        ValueError, match="^expected target to have the batch size of the last mix, 4, got 20; "
+    ) as error:
+        criterion(torch.randn(20, 3), torch.randint(3, (20,)))
+    assert str(error.value).index("neither flattened") < str(error.value).index("to validate")
+    with pytest.raises(ValueError, match="neither flattened with another nor second"):
+        criterion(torch.randn(5, 3, 4), torch.randint(3, (5, 4)))
+
+
+def test_inside_a_reentrant_checkpoint_the_mix_is_passed() -> None:
+    mixup, criterion = linked()
+    input = mixup(INPUT.clone().requires_grad_())
+    mix = applied(mixup)
+    with pytest.raises(RuntimeError, match="a reentrant checkpoint must be passed its mix"):
+        checkpoint(lambda x: criterion(x, INDICES), input, use_reentrant=True)
+    loss = checkpoint(lambda x: criterion(x, INDICES, mix), input, use_reentrant=True)
+    assert torch.equal(loss, criterion(input, INDICES))
+
+
+def test_a_criterion_copied_without_its_model_says_so() -> None:
+    mixup, criterion = linked()
+    model = nn.Sequential(mixup, nn.Linear(3, 3))
+    model, criterion = copy.deepcopy(model), copy.deepcopy(criterion)
+    with pytest.raises(RuntimeError, match="a criterion copied without its model follows a mixer that is not called"):
+        criterion(model(INPUT), INDICES)
 
 
 @pytest.mark.parametrize("target", (INDICES, DENSE), ids=("indices", "dense"))
@@ -210,6 +241,93 @@ def test_moves_between_devices_with_its_model(device: str) -> None:
     model.to(device)
     criterion.to(device)
     criterion(model(INPUT.to(device)), INDICES.to(device)).backward()
+
+
+# One type of target
+
+
+class Seen(nn.Module):
+    """Notes the targets that it gets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.targets: list[Tensor] = []
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        self.targets.append(target)
+        return (input - target).square().mean()
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+def test_class_indices_are_dense_for_such_a_loss_in_training_and_in_validation(dtype: torch.dtype) -> None:
+    mixup, seen = MixUp(1.0), Seen()
+    criterion = MixUpCriterion(seen, mixup, interpolate_loss=False)
+    input = INPUT.to(dtype)
+    mixup(input)
+    criterion(input, INDICES)
+    one_hot = F.one_hot(INDICES, 3).to(dtype)
+    assert not torch.equal(seen.targets[-1], one_hot)
+    for validation in (lambda: criterion.eval(), lambda: (criterion.train(), mixup.eval()), lambda: None):
+        validation()
+        criterion(input, INDICES)
+        assert torch.equal(seen.targets[-1], one_hot)
+        assert seen.targets[-1].dtype == dtype
+        criterion(input, DENSE)
+        assert seen.targets[-1] is DENSE
+    assert criterion.loss is seen
+    criterion(torch.randn(1, 3, 2), torch.tensor([[2, -100]]))
+    assert seen.targets[-1].tolist() == [[[0, 0], [0, 0], [1, 0]]]
+
+
+def test_binary_cross_entropy_over_all_classes_is_one_line_for_training_and_validation() -> None:
+    mixup = MixUp(1.0)
+    criterion = MixUpCriterion(nn.BCEWithLogitsLoss(), mixup, interpolate_loss=False)
+    mixup(INPUT)
+    expected = F.binary_cross_entropy_with_logits(INPUT, mix_targets(INDICES, applied(mixup), 3))
+    torch.testing.assert_close(criterion(INPUT, INDICES), expected)
+    mixup.eval()
+    plain = F.binary_cross_entropy_with_logits(INPUT, F.one_hot(INDICES, 3).float())
+    torch.testing.assert_close(criterion(INPUT, INDICES), plain)
+
+
+def test_cross_entropy_with_a_forward_of_its_own_gets_dense_targets() -> None:
+    seen: list[Tensor] = []
+    loss = nn.CrossEntropyLoss()
+    loss.forward = lambda input, target: seen.append(target) or input.sum()  # type: ignore[method-assign, func-returns-value]
+    criterion = MixUpCriterion(loss, interpolate_loss=False)
+    criterion(INPUT, INDICES, SCALAR)
+    criterion(INPUT, INDICES)
+    assert torch.equal(seen[0], mix_targets(INDICES, SCALAR, 3))
+    assert torch.equal(seen[1], F.one_hot(INDICES, 3).float())
+
+
+# Replaced after construction
+
+
+def test_loss_and_mode_and_link_may_be_replaced_and_are_checked_again() -> None:
+    mixup, criterion = linked()
+    mixup(INPUT)
+    for loss in (nn.MSELoss(), F.mse_loss, nn.MSELoss()):
+        criterion.loss = loss
+        assert criterion.loss is loss
+        assert torch.equal(criterion(INPUT, DENSE), F.mse_loss(INPUT, mix_targets(DENSE, applied(mixup))))
+    criterion.interpolate_loss = True
+    assert torch.equal(criterion(INPUT, DENSE), mix_loss(nn.MSELoss(), INPUT, DENSE, applied(mixup)))
+    criterion.interpolate_loss = False
+    with pytest.raises(ValueError, match="^expected a loss of dense targets, got HingeEmbeddingLoss "):
+        criterion.loss = nn.HingeEmbeddingLoss()
+    with pytest.raises(TypeError, match="^expected a loss, got the class MSELoss"):
+        criterion.loss = nn.MSELoss  # type: ignore[assignment]
+    with pytest.raises(TypeError, match="^expected interpolate_loss to be True, False or None, got 1$"):
+        criterion.interpolate_loss = 1  # type: ignore[assignment]
+    assert isinstance(criterion.loss, nn.MSELoss)
+    assert criterion.interpolate_loss is False
+    criterion.interpolate_loss = None
+    criterion.loss = nn.HingeEmbeddingLoss()
+    with pytest.raises(ValueError, match="^expected a loss of dense targets"):
+        criterion.interpolate_loss = False
+    criterion.mixer = None
+    assert torch.equal(criterion(INPUT, DENSE.sign()), F.hinge_embedding_loss(INPUT, DENSE.sign()))
 
 
 # Which of the two things
@@ -323,6 +441,25 @@ def test_backward_hooks_of_the_loss_run(mix: Mix, kind: str, mode: bool | None) 
     assert seen
 
 
+@pytest.mark.parametrize("interpolate_loss", (None, True, False))
+@pytest.mark.parametrize("mix", (SCALAR, PER_SAMPLE, None), ids=("per_batch", "per_sample", "plain"))
+@pytest.mark.parametrize("target", (INDICES, DENSE), ids=("indices", "dense"))
+def test_hooks_of_the_loss_run_on_every_path(target: Tensor, mix: Mix | None, interpolate_loss: bool | None) -> None:
+    for loss in (nn.CrossEntropyLoss(), nn.BCEWithLogitsLoss()):
+        if isinstance(loss, nn.BCEWithLogitsLoss) and target is INDICES and interpolate_loss is not False:
+            continue  # torch takes no class indices there
+        before: list[int] = []
+        after: list[int] = []
+        behind: list[int] = []
+        loss.register_forward_pre_hook(lambda *_, seen=before: seen.append(1))
+        loss.register_forward_hook(lambda *_, seen=after: seen.append(1))
+        loss.register_full_backward_hook(lambda *_, seen=behind: seen.append(1))
+        input = INPUT.clone().requires_grad_()
+        MixUpCriterion(loss, interpolate_loss=interpolate_loss)(input, target, mix).backward()
+        assert before
+        assert len(before) == len(after) == len(behind)
+
+
 @both_lams
 def test_hooks_of_all_modules_run(mix: Mix) -> None:
     criterion, seen = MixUpCriterion(nn.CrossEntropyLoss()), []
@@ -411,14 +548,15 @@ def test_a_class_that_does_not_exist_raises(mix: Mix, loss: nn.Module, mode: boo
         MixUpCriterion(loss, interpolate_loss=mode)(INPUT, torch.tensor([0, 77, 2, 0]), mix)
 
 
-@pytest.mark.parametrize("dtype", (torch.int8, torch.int16, torch.int32, torch.bool))
+@pytest.mark.parametrize("dtype", (torch.int8, torch.uint8, torch.int16, torch.int32, torch.bool))
 def test_class_indices_that_torch_refuses_are_refused_in_training_and_validation(dtype: torch.dtype) -> None:
     mixup, criterion = linked()
-    mixup(INPUT)
-    with pytest.raises(TypeError, match="^expected class indices of dtype int64 or uint8, "):
-        criterion(INPUT, INDICES.to(dtype))
+    input, target = INPUT[..., None], INDICES[:, None].to(dtype)  # bytes torch takes per sample, not per position
+    mixup(input)
+    with pytest.raises(TypeError, match="^expected class indices of dtype int64, "):
+        criterion(input, target)
     with pytest.raises(RuntimeError):
-        criterion.eval()(INPUT, INDICES.to(dtype))
+        criterion.eval()(input, target)
 
 
 @pytest.mark.parametrize("interpolate_loss", (None, True, False))
@@ -512,8 +650,10 @@ def test_gradients_to_second_order_through_mix_and_criterion(loss: nn.Module, in
 
 
 def test_loss_must_be_callable() -> None:
-    with pytest.raises(TypeError, match="^expected loss to be callable, got str$"):
+    with pytest.raises(TypeError, match="^expected loss to be callable, got str; "):
         MixUpCriterion("cross_entropy")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"got MixUp; as in MixUpCriterion\(loss, mixer\)$"):
+        MixUpCriterion(MixUp(), nn.MSELoss())  # type: ignore[arg-type]
 
 
 def test_the_loss_must_be_an_instance() -> None:
@@ -550,7 +690,7 @@ def test_the_link_must_be_a_mixer() -> None:
 
 
 def test_target_must_be_a_tensor() -> None:
-    with pytest.raises(TypeError, match="^expected target to be a tensor, got list$"):
+    with pytest.raises(TypeError, match="^expected target to be a tensor, got list; use a criterion per head, "):
         MixUpCriterion(nn.CrossEntropyLoss())(INPUT, INDICES.tolist(), SCALAR)
 
 
@@ -559,16 +699,21 @@ def test_a_loss_that_reduces_itself_needs_one_lam_per_batch_or_dense_targets() -
         return F.cross_entropy(output, target, label_smoothing=0.1)
 
     with pytest.raises(
-        ValueError, match=r"got \(\); use reduction='none', .*dense targets with interpolate_loss=False"
+        ValueError, match=r"got \(\); let it return .*if it takes dense targets, use interpolate_loss=False"
     ):
         MixUpCriterion(smoothed)(INPUT, INDICES, PER_SAMPLE)
     expected = reference.cross_entropy(INPUT, INDICES, PER_SAMPLE, label_smoothing=0.1).float()
     torch.testing.assert_close(MixUpCriterion(smoothed, interpolate_loss=False)(INPUT, INDICES, PER_SAMPLE), expected)
 
 
-def test_index_targets_without_a_class_dimension_in_the_input() -> None:
-    with pytest.raises(ValueError, match="^expected num_classes"):
-        MixUpCriterion(nn.MSELoss(), interpolate_loss=False)(INPUT[:, 0], INDICES, SCALAR)
+@pytest.mark.parametrize("mix", (SCALAR, None), ids=("training", "validation"))
+def test_class_indices_made_dense_need_an_output_with_classes(mix: Mix | None) -> None:
+    criterion = MixUpCriterion(nn.MSELoss(), interpolate_loss=False)
+    for output, got in ((INPUT[:, 0], r"shape \(4,\)"), ({"logits": INPUT}, "dict")):
+        with pytest.raises(ValueError, match=rf"^expected an output of shape \(B, C, \*\) .*, got {got}; give dense"):
+            criterion(output, INDICES, mix)
+    with pytest.raises(ValueError, match="^expected at least two classes for class indices, got 1; "):
+        criterion(INPUT[:, :1], INDICES.clamp(max=1), mix)
 
 
 def test_repr_names_the_link() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable
 from typing import Any
@@ -11,14 +10,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import mixup_nn.functional as cf
-from mixup_nn import Mix
+from mixup_nn import Mix, MixUpCriterion
 from mixup_nn.functional import mix_cross_entropy, mix_inputs, mix_loss, mix_targets, mixup_batch
 from mixup_nn.sampling import sample_mixup
 
 from . import reference
-from .cases import CYCLE, PER_SAMPLE, SCALAR, Operations, both_lams, every_lam, lams_of, per_position, unreduced
+from .cases import CYCLE, PER_SAMPLE, SCALAR, Operations, both_lams, every_lam, lams_of, per_position, slow_vmap
 
 
 def test_the_weight_of_the_original_is_lam() -> None:
@@ -281,7 +281,7 @@ def test_mixup_batch_draws_on_the_device_of_the_input() -> None:
 
 
 def test_mixing_is_one_minus_a_beta_draw() -> None:
-    input = torch.randn(4)
+    input = torch.randn(4).bfloat16()
     torch.manual_seed(5)
     lam = sample_mixup(4, 0.2).lam
     torch.manual_seed(5)
@@ -289,50 +289,6 @@ def test_mixing_is_one_minus_a_beta_draw() -> None:
 
 
 # Losses
-
-
-def targets_like(input: Tensor) -> Tensor:
-    return torch.rand(input.shape, dtype=torch.float64)
-
-
-LOSSES: dict[str, nn.Module] = {
-    "bce": nn.BCEWithLogitsLoss(),
-    "bce_pos_weight": nn.BCEWithLogitsLoss(pos_weight=torch.tensor([1.0, 2.0, 3.0])),
-    "mse": nn.MSELoss(),
-    "l1": nn.L1Loss(),
-    "huber": nn.HuberLoss(delta=0.5),
-    "smooth_l1": nn.SmoothL1Loss(beta=0.5),
-    "poisson": nn.PoissonNLLLoss(),
-    "multi_label_soft_margin": nn.MultiLabelSoftMarginLoss(),
-    "soft_margin": nn.SoftMarginLoss(),
-    "kl_div": nn.KLDivLoss(reduction="none"),
-    "dense_cross_entropy": nn.CrossEntropyLoss(label_smoothing=0.1),
-}
-
-
-@pytest.mark.filterwarnings("ignore:reduction. 'mean' divides:UserWarning")  # torch's advice on KLDivLoss
-@both_lams
-@pytest.mark.parametrize("reduction", ("mean", "sum", "none"))
-@pytest.mark.parametrize("name", LOSSES)
-def test_interpolated_losses_equal_the_loop_over_samples(name: str, reduction: str, mix: Mix) -> None:
-    loss = copy.deepcopy(LOSSES[name]).double()
-    loss.reduction = reduction  # type: ignore[assignment]
-    input = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
-    target = targets_like(input)
-    ours = mix_loss(loss, input, target, mix)
-    expected = reference.interpolated_loss(unreduced(loss), input, target, mix, reduction)
-    torch.testing.assert_close(ours, expected)
-    gradients = [torch.autograd.grad(value.sum(), input)[0] for value in (ours, expected)]
-    torch.testing.assert_close(*gradients)
-    assert loss.reduction == reduction
-
-
-@both_lams
-def test_batchmean_divides_by_the_batch(mix: Mix) -> None:
-    input, target = torch.randn(4, 3, dtype=torch.float64).log_softmax(1), torch.rand(4, 3, dtype=torch.float64)
-    loss = nn.KLDivLoss(reduction="batchmean")
-    expected = reference.interpolated_loss(unreduced(loss), input, target, mix, "batchmean")
-    torch.testing.assert_close(mix_loss(loss, input, target, mix), expected)
 
 
 @every_lam(2)
@@ -428,19 +384,6 @@ def test_a_metric_of_integers_is_not_truncated(mix: Mix) -> None:
     assert (hits % 1).any()
 
 
-@pytest.mark.parametrize("dtype", (torch.uint8, torch.int64))
-@both_lams
-def test_class_indices_of_a_byte_are_looked_up_and_not_wrapped(mix: Mix, dtype: torch.dtype) -> None:
-    input, weight, target = torch.randn(4, 200), torch.rand(200), torch.tensor([156, 1, 199, 156])  # 156 is -100 + 256
-    expected = reference.cross_entropy(input, target, mix, weight=weight).float()
-    torch.testing.assert_close(mix_cross_entropy(input, target.to(dtype), mix, weight=weight), expected)
-    loss = nn.NLLLoss(weight)
-    torch.testing.assert_close(mix_loss(loss, input.log_softmax(1), target.to(dtype), mix), expected)
-    hooked = nn.CrossEntropyLoss(weight)
-    hooked.register_forward_hook(lambda *_: None)
-    torch.testing.assert_close(mix_loss(hooked, input, target.to(dtype), mix), expected)
-
-
 @pytest.mark.parametrize("shape", ((), (4,)))
 def test_a_lam_in_half_precision_does_not_narrow_the_sums(shape: tuple[int, ...]) -> None:
     mix = Mix(torch.full(shape, 0.25, dtype=torch.float16), CYCLE)
@@ -491,18 +434,109 @@ def test_a_loss_and_its_parameters_are_shared_with_the_unreduced_evaluation_not_
     assert list(loss.state_dict()) == ["scale"]
 
 
+CROSS_ENTROPY_OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "weighted": {"weight": torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)},
+    "class_ignored": {"ignore_index": 1},
+    "negative_ignored": {"ignore_index": -1},
+    "smoothed": {"label_smoothing": 0.2},
+    "all": {
+        "weight": torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64), "ignore_index": 1, "label_smoothing": 0.2,
+    },
+}  # fmt: skip
+either_size = pytest.mark.parametrize("large", (0, 2**22), ids=("large_logits", "small_logits"))
+
+
 @every_lam(2)
+@either_size
+@pytest.mark.parametrize("options", CROSS_ENTROPY_OPTIONS.values(), ids=CROSS_ENTROPY_OPTIONS)
 @pytest.mark.parametrize("reduction", ("mean", "sum", "none"))
-def test_large_vocabularies_take_another_way_to_the_same_loss(
-    mix: Mix, reduction: str, monkeypatch: pytest.MonkeyPatch
+def test_cross_entropy_of_every_size_and_option_is_the_reference_with_gradients(
+    mix: Mix, large: int, options: dict[str, Any], reduction: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("mixup_nn._losses.LARGE", large)
     input = torch.randn(4, 3, 2, dtype=torch.float64, requires_grad=True)
-    target = torch.tensor([[0, 1], [2, -100], [1, 1], [0, 2]])
-    losses = [mix_cross_entropy(input, target, mix, reduction=reduction)]
-    monkeypatch.setattr("mixup_nn._losses.LARGE", 0)
-    losses.append(mix_cross_entropy(input, target, mix, reduction=reduction))
-    torch.testing.assert_close(*losses)
-    torch.testing.assert_close(*(torch.autograd.grad(loss.sum(), input)[0] for loss in losses))
+    target = torch.tensor([[0, 1], [2, options.get("ignore_index", -100)], [1, 1], [0, 2]])
+    ours = mix_cross_entropy(input, target, mix, reduction=reduction, **options)
+    expected = reference.cross_entropy(input, target, mix, reduction=reduction, **options)
+    torch.testing.assert_close(ours, expected)
+    torch.testing.assert_close(*(torch.autograd.grad(loss.sum(), input)[0] for loss in (ours, expected)))
+
+
+@both_lams
+def test_large_logits_are_looked_up_once_for_both_labels(mix: Mix, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each lookup has a dense gradient, which at that size is what a loss costs."""
+    lookups = {}
+    for large in (2**22, 0):
+        monkeypatch.setattr("mixup_nn._losses.LARGE", large)
+        with Operations() as operations:
+            mix_cross_entropy(EXAMPLE, INDICES, mix)
+        lookups[large] = sum(operations.launched.count(name) for name in ("nll_loss_forward", "gather"))
+    assert lookups == {2**22: 2, 0: 1}
+
+
+@either_size
+@both_lams
+@pytest.mark.parametrize("label_smoothing", (0.0, 0.1))
+def test_an_ignored_row_may_hold_infinities(
+    mix: Mix, large: int, label_smoothing: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mixup_nn._losses.LARGE", large)
+    input, target = torch.randn(4, 3), torch.tensor([-100, 1, 2, 0])
+    input[0, 1] = -torch.inf
+    input.requires_grad_()
+    lam = mix.lam.clone()  # sample 0 is ignored, and mixed with itself
+    whole, rest = Mix(lam, torch.tensor([0, 2, 3, 1])), Mix(lam[1:] if lam.ndim else lam, torch.tensor([1, 2, 0]))
+    options: dict[str, Any] = {"label_smoothing": label_smoothing}
+    ours = mix_cross_entropy(input, target, whole, **options)
+    expected = mix_cross_entropy(input[1:], target[1:], rest, **options)
+    torch.testing.assert_close(ours, expected)
+    gradient, same = (torch.autograd.grad(loss, input)[0] for loss in (ours, expected))
+    torch.testing.assert_close(gradient, same)  # 0 for sample 0
+    kept = whole._replace(lam=torch.ones_like(lam))
+    torch.testing.assert_close(
+        mix_cross_entropy(input, target, kept, **options), F.cross_entropy(input, target, **options)
+    )
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64, torch.bfloat16, torch.float16))
+@pytest.mark.parametrize("weight", (torch.float32, torch.float64, torch.bfloat16))
+@pytest.mark.parametrize("autocast", (False, True))
+@either_size
+def test_class_weights_of_a_dtype_that_torch_refuses_are_refused_at_every_size(
+    dtype: torch.dtype, weight: torch.dtype, autocast: bool, large: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mixup_nn._losses.LARGE", large)
+    loss, input = nn.CrossEntropyLoss(torch.rand(3).to(weight)), EXAMPLE.to(dtype)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        try:
+            plain = loss(input, INDICES)
+        except RuntimeError:
+            plain = None
+        for mix in (SCALAR, PER_SAMPLE):
+            if plain is not None:
+                assert mix_loss(loss, input, INDICES, mix).dtype == plain.dtype
+                continue
+            with pytest.raises(TypeError, match="^expected class weights of the dtype of the logits, "):
+                mix_loss(loss, input, INDICES, mix)
+
+
+@either_size
+@pytest.mark.parametrize("options", CROSS_ENTROPY_OPTIONS.values(), ids=CROSS_ENTROPY_OPTIONS)
+def test_partners_may_repeat(options: dict[str, Any], large: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one lam per batch each of torch's two means has its own denominator; per sample they share one."""
+    monkeypatch.setattr("mixup_nn._losses.LARGE", large)
+    index, input = torch.tensor([1, 1, 3, 3]), EXAMPLE.double()
+    target = torch.tensor([0, 2, options.get("ignore_index", -100), 1])
+    loss = nn.CrossEntropyLoss(**options)
+    expected = 0.3 * loss(input, target) + 0.7 * loss(input, target[index])
+    torch.testing.assert_close(mix_loss(loss, input, target, Mix(SCALAR.lam.double(), index)), expected)
+    mix = Mix(PER_SAMPLE.lam.double(), index)
+    torch.testing.assert_close(
+        mix_loss(loss, input, target, mix), reference.cross_entropy(input, target, mix, **options)
+    )
+    torch.testing.assert_close(mix_inputs(input, mix), reference.mixed(input, mix))
+    torch.testing.assert_close(mix_targets(input, mix), reference.mixed(input, mix))
 
 
 @every_lam(2)
@@ -528,24 +562,10 @@ def test_dense_targets_are_differentiable() -> None:
         assert torch.autograd.gradcheck(lambda target, mix=mix: mix_targets(target, mix), target)
 
 
-def test_a_scalar_weight_computes_two_reduced_losses_on_one_log_softmax_and_nothing_more() -> None:
-    with Operations() as operations:
-        mix_loss(nn.CrossEntropyLoss(), EXAMPLE, INDICES, SCALAR)
-    names = [name for name, _ in operations.made]
-    assert names == ["_log_softmax", "index", "nll_loss_forward", "nll_loss_forward", "lerp"]
-
-
-@pytest.mark.parametrize("options, most", (({}, 14), ({"label_smoothing": 0.1}, 19)), ids=("plain", "smoothed"))
-def test_the_operations_of_weights_per_sample_do_not_grow(options: dict[str, Any], most: int) -> None:
-    with Operations() as operations:
-        mix_loss(nn.CrossEntropyLoss(**options), EXAMPLE, INDICES, PER_SAMPLE)
-    assert len(operations.made) <= most
-
-
 # Targets
 
-OF_SAMPLES = "of samples"
-OF_POSITIONS = "of positions"
+OF_SAMPLES = "per sample"
+OF_POSITIONS = "per position"
 
 
 @pytest.mark.parametrize(
@@ -572,16 +592,24 @@ OF_POSITIONS = "of positions"
         ((2, 3, 4), (4, 2, 3, 4), False, OF_POSITIONS),
         ((2, 3, 4), (4, 3), True, OF_SAMPLES),
         ((2, 3, 4), (4, 3, 4), True, None),
+        ((1, 3, 4), (4, 2, 3, 4), False, OF_POSITIONS),  # one box for all frames of a clip
+        ((1, 3, 4), (4, 5, 2, 3, 4), True, OF_POSITIONS),
+        ((1, 3, 4), (4, 2), False, OF_SAMPLES),  # a label per frame
+        ((1, 3, 4), (4, 3, 4), False, None),
+        ((1,), (4, 7), False, OF_POSITIONS),
+        ((1, 4), (4, 7, 4), False, OF_POSITIONS),
+        ((1, 4), (4, 7, 5), False, None),
+        ((2, 3), (4, 5, 2, 3), False, OF_POSITIONS),  # several labels per position
     ),
 )
 @pytest.mark.parametrize("per_sample", (False, True))
-def test_targets_of_samples_and_of_positions_are_told_apart(
+def test_per_sample_and_per_position_targets_are_told_apart(
     spatial: tuple[int, ...], shape: tuple[int, ...], floating: bool, meaning: str | None, per_sample: bool
 ) -> None:
     mix = per_position(*spatial, per_sample=per_sample)
     target = torch.rand(shape, dtype=torch.float64) if floating else torch.randint(3, shape)
     if meaning is None:
-        with pytest.raises(ValueError, match="^expected a target of samples, ") as error:
+        with pytest.raises(ValueError, match="^expected a target per sample, ") as error:
             mix_targets(target, mix, 3)
         assert str(spatial) in str(error.value)
         assert str(shape) in str(error.value)
@@ -628,6 +656,9 @@ def test_a_mix_moves_to_the_device_of_what_it_is_applied_to(device: str) -> None
         for mix in lams_of(2, 3).values():
             input, labels = torch.randn(4, 3, 2, 3, device=place), torch.zeros(4, dtype=torch.int64, device=place)
             assert mix_inputs(input, mix).device.type == place
+            assert (
+                mix_targets(labels, Mix(mix.lam.double(), mix.index), 3).dtype == torch.float64
+            )  # moved, not converted
             assert mix_targets(labels, mix, 3).device.type == place
             assert mix_loss(nn.MSELoss(), input, input, mix).device.type == place
             assert mix_cross_entropy(input[:, :, 0, 0], labels, mix).device.type == place
@@ -651,25 +682,28 @@ def argument(name: str) -> str:
 
 
 @each_function
-def test_targets_where_the_mix_belongs(name: str) -> None:
-    with pytest.raises(
-        TypeError,
-        match=r"^expected mix to be a Mix, got Tensor; targets go to MixUpCriterion or functional\.mixup_batch$",
-    ):
+def test_a_tensor_where_the_mix_belongs(name: str) -> None:
+    message = (
+        "^expected mix to be a Mix, got Tensor; targets go to MixUpCriterion or mixup_batch; a loss of three tensors"
+    )
+    with pytest.raises(TypeError, match=message):
         TAKE_A_MIX[name](EXAMPLE, INDICES)
 
 
 @each_function
 @pytest.mark.parametrize("mix", (None, tuple(SCALAR)), ids=("None", "tuple"))
 def test_what_is_no_mix(name: str, mix: Any) -> None:
-    got = type(mix).__name__
-    with pytest.raises(TypeError, match=f"^expected mix to be a Mix, got {got}; draw one with sampling.sample_mixup; "):
+    message = (
+        f"^expected mix to be a Mix, got {type(mix).__name__}; draw one by sampling.sample_mixup; .* in eval mode$"
+    )
+    with pytest.raises(TypeError, match=message):
         TAKE_A_MIX[name](EXAMPLE, mix)
 
 
 @each_function
 def test_a_batch_of_another_size_names_both_sizes(name: str) -> None:
-    with pytest.raises(ValueError, match=f"^expected {argument(name)} to have the batch size of the mix, 4, got 3; "):
+    message = f"^expected {argument(name)} to have the batch size of the mix, 4, got 3; .*keep the batch as first dim"
+    with pytest.raises(ValueError, match=message):
         TAKE_A_MIX[name](EXAMPLE[:3], SCALAR)
 
 
@@ -683,8 +717,18 @@ def test_a_scalar_has_no_batch_dimension(name: str) -> None:
 
 @each_function
 def test_no_tensor(name: str) -> None:
-    with pytest.raises(TypeError, match=f"^expected {argument(name)} to be a tensor, got list$"):
-        TAKE_A_MIX[name]([1.0, 2.0], SCALAR)
+    for value in ([1.0, 2.0], (EXAMPLE, EXAMPLE), {"labels": INDICES}):
+        fix = (
+            "; use a criterion per head, or sample numbers as the target: docs/recipes.md"
+            if name != "mix_inputs"
+            else ""
+        )
+        with pytest.raises(
+            TypeError, match=f"^expected {argument(name)} to be a tensor, got {type(value).__name__}{fix}$"
+        ):
+            TAKE_A_MIX[name](value, SCALAR)
+    with pytest.raises(TypeError, match=f"^expected {argument(name)} to be a tensor, got float$"):
+        TAKE_A_MIX[name](1.0, SCALAR)
 
 
 @each_function
@@ -717,7 +761,7 @@ def test_a_mix_of_other_types(name: str, lam: Any, index: Any, got: str) -> None
     ids=("short", "matrix", "one", "too_many_samples", "per_channel", "no_channel"),
 )
 def test_a_mix_of_inconsistent_shape(name: str, lam: Tensor) -> None:
-    with pytest.raises(ValueError, match=r"^expected mix.index of shape \(B,\) and mix.lam of shape"):
+    with pytest.raises(ValueError, match=r"^expected mix.index of shape \(B,\), mix.lam of \(\), "):
         TAKE_A_MIX[name](EXAMPLE, Mix(lam, CYCLE))
 
 
@@ -726,9 +770,17 @@ def test_a_mix_whose_index_is_no_vector() -> None:
         mix_inputs(EXAMPLE, Mix(torch.tensor(0.5), CYCLE.view(2, 2)))
 
 
-@pytest.mark.parametrize("dtype", (torch.uint8, torch.int64, torch.bool, torch.complex64))
-def test_inputs_must_be_floating(dtype: torch.dtype) -> None:
-    with pytest.raises(TypeError, match=rf"^expected a floating-point input, got {dtype}; .*input\.float\(\)"):
+@pytest.mark.parametrize(
+    "dtype, fix",
+    (
+        (torch.uint8, r"scale images first: input\.float\(\) / 255"),
+        (torch.int64, "mix token ids after their embedding, convert other numbers by input"),
+        (torch.bool, "convert other numbers by input"),
+        (torch.complex64, r"use torch\.view_as_real\(input\)"),
+    ),
+)
+def test_inputs_must_be_floating(dtype: torch.dtype, fix: str) -> None:
+    with pytest.raises(TypeError, match=rf"^expected a floating-point input, got {dtype}; .*{fix}"):
         mix_inputs(torch.ones(4, 3, dtype=dtype), SCALAR)
 
 
@@ -754,21 +806,90 @@ def test_classes_that_do_not_exist_raise(target: list[int], mix: Mix) -> None:
         mix_cross_entropy(EXAMPLE, torch.tensor(target), mix)
 
 
-def test_inputs_of_other_positions_name_both_sizes() -> None:
-    for shape in ((4, 3, 5, 7), (4, 5, 6), (4, 3), (4,), (4, 3, 2, 5, 6)):
+@pytest.mark.parametrize("device", ("cpu", "meta"))
+def test_class_indices_of_a_single_class_are_refused_by_their_shapes(device: str) -> None:
+    labels, mix = torch.zeros(4, dtype=torch.int64, device=device), Mix(*(part.to(device) for part in SCALAR))
+    with pytest.raises(
+        ValueError, match=r"^expected at least two classes for class indices, got 1; .*target\.float\(\)"
+    ):
+        mix_targets(labels, mix, 1)
+
+
+def test_values_that_cannot_be_read_are_not_read() -> None:
+    with FakeTensorMode() as fake:
+        mix = Mix(*(fake.from_tensor(part) for part in SCALAR))
+        assert mix_targets(fake.from_tensor(INDICES), mix, 3).shape == (4, 3)
+
+
+@slow_vmap
+def test_indices_become_dense_inside_a_gradient_of_each_sample() -> None:
+    weight = torch.randn(3, requires_grad=True)
+
+    def loss(weight: Tensor, target: Tensor) -> Tensor:
+        return (mix_targets(target, SCALAR, 3) * weight).sum()
+
+    gradients = torch.func.vmap(torch.func.grad(loss), (None, 0))(weight, torch.stack((INDICES, INDICES.flip(0))))
+    expected = [torch.autograd.grad(loss(weight, y), weight)[0] for y in (INDICES, INDICES.flip(0))]
+    torch.testing.assert_close(gradients, torch.stack(expected))
+
+
+@pytest.mark.parametrize("shape", ((0,), (0, 5)))
+def test_an_empty_batch_of_indices_becomes_dense(shape: tuple[int, ...]) -> None:
+    mix = Mix(torch.tensor(0.3), torch.empty(0, dtype=torch.int64))
+    assert mix_targets(torch.empty(shape, dtype=torch.int64), mix, 3).shape == (0, 3, *shape[1:])
+
+
+def test_inputs_of_other_positions_name_both_sizes_and_the_ways_out() -> None:
+    mix = per_position(5, 6)
+    for shape in ((4, 3, 5, 7), (4, 3, 1, 1), (4, 5, 6), (4, 3), (4,), (4, 3, 2, 5, 6)):
+        input = torch.randn(shape)
         with pytest.raises(ValueError, match=r"^expected input of shape \(B, C, \*spatial\) .*\(5, 6\), got") as error:
-            mix_inputs(torch.randn(shape), per_position(5, 6))
+            mix_inputs(input, mix)
         assert str(shape) in str(error.value)
+        assert "mix._replace(lam=mix.share)" in str(error.value)
+        assert "mix._replace(lam=interpolate(mix.lam, size))" in str(error.value)
+        mixed = mix_inputs(input, mix._replace(lam=mix.share))
+        torch.testing.assert_close(mixed, reference.mixed(input, mix, of_positions=False).float())
+    resized = mix._replace(lam=F.interpolate(mix.lam, (10, 12)))
+    assert mix_inputs(torch.randn(4, 3, 10, 12), resized).shape == (4, 3, 10, 12)
 
 
-def test_losses_of_other_positions_name_both_sizes() -> None:
+def test_integer_vectors_under_a_mix_of_one_dimension_lead_to_floats_or_the_share() -> None:
+    mix, tags = per_position(7), torch.randint(2, (4, 5))
+    with pytest.raises(
+        ValueError, match=r"torch\.int64 of shape \(4, 5\); give class indices \(B, K\) as floats"
+    ) as error:
+        mix_targets(tags, mix, 2)
+    assert "mix._replace(lam=mix.share)" in str(error.value)
+    torch.testing.assert_close(mix_targets(tags.float(), mix).double(), reference.mixed(tags, mix, of_positions=False))
+    assert mix_targets(tags, mix._replace(lam=mix.share), 2).shape == (4, 2, 5)
+
+
+class Dice(nn.Module):
+    """As MONAI's: a loss for each sample and class, of shape (B, C, 1, 1)."""
+
+    reduction = "mean"
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        overlap = (input * target).sum((2, 3), keepdim=True)
+        losses: Tensor = 1 - 2 * overlap / (input + target).sum((2, 3), keepdim=True)
+        return losses if self.reduction == "none" else losses.mean()
+
+
+def test_losses_of_whole_samples_under_a_mix_per_position_lead_to_the_share() -> None:
     def of_columns(input: Tensor, target: Tensor) -> Tensor:
         return (input - target).square().mean(2)
 
-    with pytest.raises(
-        ValueError, match=r"^expected a tensor of the positions .*\(2, 5\), got one of shape \(4, 3, 5\)$"
-    ):
-        mix_loss(of_columns, torch.randn(4, 3, 2, 5), torch.randn(4, 3, 2, 5), per_position(2, 5))
+    input, target, mix = torch.rand(4, 3, 2, 5), torch.rand(4, 3, 2, 5), per_position(2, 5)
+    for loss, shape in ((of_columns, r"\(4, 3, 5\)"), (Dice(), r"\(4, 3, 1, 1\)")):
+        message = (
+            rf"^expected a loss per position of mix.lam, \(2, 5\), got losses of shape {shape}; .*mix\._replace\(lam="
+        )
+        with pytest.raises(ValueError, match=message):
+            mix_loss(loss, input, target, mix)
+    losses = [1 - 2 * (input * y).sum((2, 3)) / (input + y).sum((2, 3)) for y in (target, target[CYCLE])]
+    expected = (mix.share[:, None] * losses[0] + (1 - mix.share[:, None]) * losses[1]).mean()
+    torch.testing.assert_close(mix_loss(Dice(), input, target, mix._replace(lam=mix.share)), expected)
 
 
 @pytest.mark.filterwarnings("ignore:(Sparse CSR|The PyTorch API of nested tensors):UserWarning")
@@ -795,17 +916,17 @@ class DistributedLookalike(Tensor):
     device_mesh = None
 
 
-@pytest.mark.parametrize("dtype", (torch.float32, torch.bool, torch.int8, torch.int32))
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bool, torch.int8, torch.uint8, torch.int32))
 def test_cross_entropy_takes_indices(dtype: torch.dtype) -> None:
-    message = rf"^expected class indices of dtype int64 or uint8, .* got {dtype}; .*target.long\(\)"
+    message = rf"^expected class indices of dtype int64, got {dtype}; .*target.long\(\)"
     target = torch.ones(4, dtype=dtype)
     with pytest.raises(TypeError, match=message):
         mix_cross_entropy(EXAMPLE, target, SCALAR)
     with pytest.raises(TypeError, match=message):
         mix_loss(nn.NLLLoss(), EXAMPLE.log_softmax(1), target, SCALAR)
-    for loss in (nn.CrossEntropyLoss(), nn.NLLLoss()):  # as torch's own, outside
-        with pytest.raises(RuntimeError):
-            loss(EXAMPLE, target)
+    for loss in (nn.CrossEntropyLoss(), nn.NLLLoss()):  # as torch's own, outside: bytes per position
+        with pytest.raises((RuntimeError, ValueError)):
+            loss(EXAMPLE[..., None], target[:, None])
 
 
 @pytest.mark.parametrize(
@@ -848,12 +969,108 @@ def test_unknown_reduction_of_a_loss() -> None:
         mix_loss(Largest(), EXAMPLE, torch.randn(4, 3), PER_SAMPLE)
 
 
-@pytest.mark.parametrize("loss", (F.mse_loss, lambda input, target: (input - target).flatten()))
-def test_a_per_sample_lam_needs_per_sample_losses(loss: Callable[[Tensor, Tensor], Tensor]) -> None:
-    with pytest.raises(
-        ValueError, match=r"^expected a loss per sample, of shape \(4, ...\), .*reduction.*interpolate_loss=False"
-    ):
-        mix_loss(loss, EXAMPLE, torch.randn(4, 3), PER_SAMPLE)
+class Wrapped(nn.Module):
+    def __init__(self, loss: nn.Module) -> None:
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        output: Tensor = 2 * self.loss(input, target)
+        return output
+
+
+class NotAModule:
+    reduction = "mean"
+
+    def __call__(self, input: Any, target: Tensor) -> Tensor:
+        losses: Tensor = (input - target).square()
+        return losses.mean() if self.reduction == "mean" else losses
+
+
+NUMBER, DENSE_TARGETS = "let it return one value per sample", "interpolate_loss=False"
+
+
+@pytest.mark.parametrize(
+    "loss, input, fixes",
+    (
+        (F.mse_loss, EXAMPLE, (NUMBER, DENSE_TARGETS)),
+        (lambda input, target: (input - target).flatten(), EXAMPLE, (NUMBER, DENSE_TARGETS)),
+        (lambda heads, target: F.mse_loss(heads["a"], target), {"a": EXAMPLE}, (NUMBER,)),
+        (Wrapped(nn.MSELoss()), EXAMPLE, ("make the MSELoss inside Wrapped with reduction='none'",)),
+        (NotAModule(), EXAMPLE, ("set its reduction to 'none'",)),
+    ),
+    ids=("function", "other_shape", "dict", "wrapper", "no_module"),
+)
+def test_a_loss_of_one_number_under_weights_per_sample_is_told_what_fits_it(
+    loss: Callable[[Any, Tensor], Tensor], input: Any, fixes: tuple[str, ...]
+) -> None:
+    message = r"^expected a loss per sample, of shape \(4, ...\), .*, or draw one lam per batch$"
+    with pytest.raises(ValueError, match=message) as error:
+        mix_loss(loss, input, torch.randn(4, 3), PER_SAMPLE)
+    for fix in (NUMBER, DENSE_TARGETS, "make the MSELoss", "set its reduction"):
+        assert (fix in str(error.value)) == any(fix in named for named in fixes)
+
+
+def test_what_that_error_advises_works() -> None:
+    target = torch.randn(4, 3)
+    expected = mix_loss(nn.MSELoss(reduction="none"), EXAMPLE, target, PER_SAMPLE)
+    torch.testing.assert_close(
+        mix_loss(Wrapped(nn.MSELoss(reduction="none")), EXAMPLE, target, PER_SAMPLE), 2 * expected
+    )
+    loss = NotAModule()
+    loss.reduction = "none"
+    torch.testing.assert_close(mix_loss(loss, EXAMPLE, target, PER_SAMPLE), expected)
+
+
+def test_a_loss_of_hard_labels_is_not_told_to_take_dense_targets() -> None:
+    class Margin(nn.MultiMarginLoss):  # reduces whatever it is told
+        def forward(self, input: Tensor, target: Tensor) -> Tensor:
+            return F.multi_margin_loss(input, target)
+
+    with pytest.raises(ValueError, match="^expected a loss per sample") as error:
+        mix_loss(Margin(), EXAMPLE, INDICES, PER_SAMPLE)
+    assert DENSE_TARGETS not in str(error.value)
+
+
+class Hits:
+    """As a metric of torchmetrics: it counts what it is called with."""
+
+    def __init__(self) -> None:
+        self.hits = self.seen = 0
+
+    def update(self, output: Tensor, target: Tensor) -> None:
+        self.hits, self.seen = self.hits + int((output.argmax(1) == target).sum()), self.seen + len(target)
+
+    def compute(self) -> float:
+        return self.hits / self.seen
+
+    def __call__(self, output: Tensor, target: Tensor) -> Tensor:
+        self.update(output, target)
+        return (output.argmax(1) == target).float()
+
+
+@both_lams
+def test_a_metric_with_state_is_refused_where_it_would_be_called_twice(mix: Mix) -> None:
+    metric = Hits()
+    for call in (mix_loss, lambda metric, *args: MixUpCriterion(metric)(*args)):
+        with pytest.raises(
+            TypeError, match="^expected a loss without state, got Hits with update and compute, .*functional"
+        ):
+            call(metric, EXAMPLE, INDICES, mix)
+    assert metric.seen == 0
+    MixUpCriterion(metric)(EXAMPLE, INDICES)  # plain validation: once
+    assert metric.seen == 4
+
+
+@every_lam(2)
+def test_a_loss_may_change_its_target_in_place(mix: Mix) -> None:
+    def clamped(input: Tensor, target: Tensor) -> Tensor:
+        target[target < 0] = 0
+        return (input - target).square()
+
+    input, target = torch.randn(4, 3, 2), torch.randn(4, 3, 2)
+    expected = mix_loss(lambda input, target: (input - target.clamp(min=0)).square(), input, target, mix)
+    torch.testing.assert_close(mix_loss(clamped, input, target.clone(), mix), expected)
 
 
 def test_mixup_batch_errors() -> None:

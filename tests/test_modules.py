@@ -24,7 +24,8 @@ from mixup_nn import CutMix, Mix, Mixer, MixUp, MixUpCriterion, RandomChoice
 from mixup_nn.functional import mix_inputs, mix_targets, mixup_batch
 from mixup_nn.sampling import sample_cutmix, sample_mixup
 
-from .cases import SCALAR, Dominant, applied, each_mixer, through_pickle
+from . import reference
+from .cases import MIXERS, SCALAR, Dominant, applied, each_mixer, slow_vmap, through_pickle
 
 Make = Callable[[], Mixer]
 IMAGES = torch.randn(8, 3, 6, 5, generator=torch.Generator().manual_seed(0))
@@ -38,9 +39,11 @@ def network(size: int = 90) -> nn.Module:
 @each_mixer
 def test_training_mixes_with_the_draw_it_leaves_behind(make: Make) -> None:
     mixer = make()
-    output = mixer(IMAGES)
-    assert torch.equal(output, mix_inputs(IMAGES, applied(mixer)))
-    assert not torch.equal(output, IMAGES)
+    outputs = []
+    for _ in range(5):
+        outputs.append(mixer(IMAGES))
+        assert torch.equal(outputs[-1], mix_inputs(IMAGES, applied(mixer)))
+    assert any(not torch.equal(output, IMAGES) for output in outputs)  # a box may hold no pixel
 
 
 @each_mixer
@@ -56,8 +59,48 @@ def test_eval_returns_its_input_and_touches_nothing(make: Make) -> None:
     mixer(IMAGES)
     kept, state = mixer.last_mix, torch.get_rng_state()
     assert mixer.eval()(IMAGES) is IMAGES
-    assert mixer.last_mix is kept
     assert torch.equal(torch.get_rng_state(), state)
+    assert mixer.train().last_mix is kept  # an eval pass between a training forward and its loss does no harm
+
+
+@each_mixer
+def test_there_is_no_draw_in_eval_mode_whoever_set_it(make: Make) -> None:
+    mixer = make()
+    model = nn.Sequential(mixer, network())
+    model(IMAGES)
+    for switch in (lambda: model.eval(), lambda: mixer.train(False), lambda: setattr(mixer, "training", False)):
+        model.train()
+        assert mixer.last_mix is not None
+        switch()
+        assert mixer.last_mix is None
+    mixer.last_mix = SCALAR  # as a model sets it that mixes in a way of its own
+    assert mixer.last_mix is None
+    assert mixer.train().last_mix is SCALAR
+
+
+def test_a_second_input_and_a_padding_mask_are_not_mixed_by_the_last_training_draw() -> None:
+    """The model of two inputs, and the mask of the guide, as a user writes them."""
+
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mixup = MixUp(1.0)
+
+        def forward(self, image: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+            image = self.mixup(image)
+            mix = self.mixup.last_mix
+            return image, table if mix is None else mix_inputs(table, mix)
+
+    model, table = Two(), torch.randn(8, 4)
+    image, mixed = model(IMAGES, table)
+    torch.testing.assert_close((image, mixed), tuple(mix_inputs(x, applied(model.mixup)) for x in (IMAGES, table)))
+    assert model.eval()(IMAGES, table) == (IMAGES, table)
+
+
+@each_mixer
+def test_sample_draws_in_eval_mode_too(make: Make) -> None:
+    mixer = make().eval()
+    assert any(bool((mixer.sample(IMAGES).lam != 1).any()) for _ in range(5))
 
 
 @each_mixer
@@ -66,10 +109,46 @@ def test_a_given_mix_is_applied_in_both_modes_and_kept_in_training(make: Make) -
     mixer(IMAGES)
     drawn, state = mixer.last_mix, torch.get_rng_state()
     assert torch.equal(mixer.eval()(IMAGES, own), mix_inputs(IMAGES, own))
-    assert mixer.last_mix is drawn
-    assert torch.equal(mixer.train()(IMAGES, own), mix_inputs(IMAGES, own))
+    assert mixer.train().last_mix is drawn
+    assert torch.equal(mixer(IMAGES, own), mix_inputs(IMAGES, own))
     assert mixer.last_mix is own
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@each_mixer
+def test_the_draw_is_float32_whatever_the_dtype_of_the_input(make: Make) -> None:
+    for dtype in (torch.float16, torch.bfloat16, torch.float64):
+        mixer = make()
+        mixer(IMAGES.to(dtype))
+        assert applied(mixer).lam.dtype == torch.float32
+
+
+def test_a_learned_lam_has_its_gradient() -> None:
+    class Learned(Mixer):
+        def __init__(self, **options: float) -> None:
+            super().__init__(**options)
+            self.logit = nn.Parameter(torch.tensor(0.3))
+
+        def sample_lam(self, input: Tensor) -> Tensor:  # noqa: ARG002
+            return self.logit.sigmoid()
+
+    for mixer in (Learned(), Learned(p=0.5)):
+        criterion, used = MixUpCriterion(nn.CrossEntropyLoss(), mixer), []
+        for _ in range(20):
+            output = mixer(IMAGES)
+            used += [torch.autograd.grad(output.square().sum(), mixer.logit, retain_graph=True)[0] != 0]
+            loss = criterion(torch.eye(8, 3, requires_grad=True), LABELS)
+            used += [torch.autograd.grad(loss, mixer.logit)[0] != 0]
+        assert any(used)
+        assert all(used) == (mixer.p == 1)
+
+
+@pytest.mark.parametrize("name", ("mixup", "cutmix", "choice"))
+def test_per_sample_may_be_changed_at_any_time(name: str) -> None:
+    mixer = MIXERS[name]()
+    for per_sample in (True, False, True):
+        mixer.per_sample = per_sample  # type: ignore[assignment]
+        assert (mixer.sample(IMAGES).lam.shape[:1] == (8,)) == per_sample
 
 
 def test_the_mixers_draw_as_the_functions_of_the_same_options() -> None:
@@ -152,7 +231,9 @@ def test_partners_of_ones_own() -> None:
 
     mixer = Mirrored(1.0)
     torch.testing.assert_close(mixer(IMAGES), torch.lerp(IMAGES.flip(0), IMAGES, applied(mixer).lam))
-    with pytest.raises(TypeError, match=r"leave sample \(the partners\) as it is, got Mirrored$"):
+    with pytest.raises(
+        TypeError, match="^expected Mixer modules without a sample or forward of their own, got Mirrored; "
+    ):
         RandomChoice([mixer])
 
 
@@ -162,12 +243,32 @@ def test_a_choice_follows_the_mode_of_its_parent_and_may_hold_choices() -> None:
     assert not any(module.training for module in nested.eval().modules())
 
 
-def test_the_probabilities_of_a_choice_are_normalised_and_may_be_set() -> None:
-    choice = RandomChoice([MixUp(), CutMix()], p=(1, 3))
-    assert choice.p == (0.25, 0.75)
-    choice.p = None
-    assert choice.p == (0.5, 0.5)
-    assert RandomChoice(iter([MixUp(), CutMix(), MixUp()])).p == (1 / 3,) * 3
+def test_a_choice_never_ignores_a_forward_of_an_entry() -> None:
+    class Resized(MixUp):
+        def forward(self, input: Tensor, mix: Mix | None = None) -> Tensor:
+            return super().forward(input.flip(-1), mix)
+
+    with pytest.raises(
+        TypeError, match="without a sample or forward of their own, got Resized; a choice calls neither"
+    ):
+        RandomChoice([MixUp(), Resized()])
+
+
+def test_the_weights_of_a_choice_are_relative_and_may_be_set() -> None:
+    choice = RandomChoice([MixUp(), CutMix()], (1, 3))
+    assert (choice.weights, choice.p) == ((1.0, 3.0), 1.0)
+    choice.weights = None
+    assert choice.weights == (1.0, 1.0)
+    choice.weights = [0, 5]
+    assert choice.weights == (0.0, 5.0)
+    assert RandomChoice(iter([MixUp(), CutMix(), MixUp()])).weights == (1.0, 1.0, 1.0)
+
+
+def test_p_turns_a_choice_off_and_on() -> None:
+    choice = RandomChoice([MixUp(8.0), CutMix(8.0)], p=0)
+    assert all(torch.equal(choice(IMAGES), IMAGES) for _ in range(5))
+    choice.p = 1
+    assert not torch.equal(choice(IMAGES), IMAGES)
 
 
 # Anywhere in a model
@@ -232,6 +333,17 @@ def test_weights_load_into_a_model_with_and_without_it(make: Make) -> None:
         assert torch.equal(parameter, mixed.get_parameter(name))
 
 
+@each_mixer
+def test_a_saved_draw_loads_by_default_and_replays_the_step(make: Make) -> None:
+    mixer, file = make(), io.BytesIO()
+    output = mixer(IMAGES)
+    torch.save(mixer.last_mix, file)
+    file.seek(0)
+    mix = torch.load(file)  # with weights_only, its default
+    assert isinstance(mix, Mix)
+    assert torch.equal(mix_inputs(IMAGES, mix), output)
+
+
 def through_torch_save(model: Any) -> Any:
     file = io.BytesIO()
     torch.save(model, file)
@@ -248,6 +360,7 @@ def test_copies_in_the_middle_of_training_carry_no_draw_and_keep_working(
     mixer(IMAGES)
     kept = mixer.last_mix
     copied = copy_of(mixer)
+    assert copied.training
     assert copied.last_mix is None
     assert mixer.last_mix is kept
     assert repr(copied) == repr(mixer)
@@ -261,7 +374,9 @@ def test_copies_in_the_middle_of_training_carry_no_draw_and_keep_working(
 def test_repr_shows_the_options() -> None:
     assert repr(MixUp(0.7, p=0.9, per_sample=True)) == "MixUp(alpha=0.7, p=0.9, per_sample=True)"
     assert repr(CutMix()) == "CutMix(alpha=1.0, p=1.0, per_sample=False)"
-    assert repr(RandomChoice([MixUp()])).startswith("RandomChoice(\n  p=(1.0,), per_sample=False\n  (mixers)")
+    assert repr(CutMix(spatial_dims=2)) == "CutMix(alpha=1.0, p=1.0, per_sample=False, spatial_dims=2)"
+    choice = repr(RandomChoice([MixUp()], p=0.5))
+    assert choice.startswith("RandomChoice(\n  weights=(1.0,), p=0.5, per_sample=False\n  (mixers)")
 
 
 @each_mixer
@@ -422,9 +537,6 @@ def test_functional_transforms_see_through_it(make: Make) -> None:
         torch.testing.assert_close(gradients[name], parameter.grad)
 
 
-slow_vmap = pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")  # lerp_ has no rule of its own
-
-
 @slow_vmap
 @pytest.mark.parametrize("in_dims", ((0, None), (None, 0), (0, 0)), ids=("inputs", "mixes", "both"))
 @each_mixer
@@ -534,7 +646,7 @@ def test_what_a_choice_cannot_choose_from() -> None:
     with pytest.raises(ValueError, match="^expected at least one mixer, got none$"):
         RandomChoice([])
     for wrong, got in ((nn.Identity(), "Identity"), (MixUp, "the class MixUp")):
-        message = rf"^expected Mixer modules that leave sample \(the partners\) as it is, got {got}$"
+        message = rf"^expected Mixer modules without a sample or forward of their own, got {got}; "
         with pytest.raises(TypeError, match=message):
             RandomChoice([MixUp(), wrong])  # type: ignore[list-item]
 
@@ -546,15 +658,30 @@ def test_a_choice_has_no_alpha_to_set_in_vain() -> None:
     assert not hasattr(choice, "alpha")
 
 
-@pytest.mark.parametrize("p", ((1.0,), (0.2, 0.3, 0.5), (0, 0), (0.5, -0.5), (math.inf, 1), (math.nan, 1), 0.5))
-def test_the_probabilities_of_a_choice_out_of_range(p: Any) -> None:
+@pytest.mark.parametrize(
+    "weights", ((1.0,), (0.2, 0.3, 0.5), (0, 0), (0.5, -0.5), (math.inf, 1), (math.nan, 1), 0.5, (1e308, 1e308))
+)
+def test_the_weights_of_a_choice_out_of_range(weights: Any) -> None:
     choice = RandomChoice([MixUp(), CutMix()])
-    message = "^expected p to be 2 numbers >= 0, one for each mixer and not all of them 0, got "
+    message = "^expected weights to be 2 numbers >= 0, one for each mixer and not all of them 0, got "
     with pytest.raises(ValueError, match=message):
-        choice.p = p
-    assert choice.p == (0.5, 0.5)
-    with pytest.raises(TypeError, match="^expected p to be a number, got str$"):
+        choice.weights = weights
+    assert choice.weights == (1.0, 1.0)
+    with pytest.raises(TypeError, match="^expected weights to be a number, got str$"):
         RandomChoice([MixUp()], ("1",))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("p", (1.0, 0.5))
+def test_a_lam_that_is_a_number_of_the_host_is_refused(p: float) -> None:
+    class Quarter(Mixer):
+        def sample_lam(self, input: Tensor) -> Tensor:  # noqa: ARG002
+            return 0.25  # type: ignore[return-value]
+
+    for mixer in (Quarter(p=p), RandomChoice([Quarter(p=p)])):
+        with pytest.raises(
+            TypeError, match="^expected sample_lam to return a tensor, got a float from Quarter; as in "
+        ):
+            mixer(IMAGES)
 
 
 @each_mixer
@@ -564,10 +691,19 @@ def test_input_must_be_a_batch_of_floats(make: Make) -> None:
         mixer([1.0])
     with pytest.raises(ValueError, match="^expected input to have a batch dimension, "):
         mixer(torch.tensor(1.0))
-    with pytest.raises(TypeError, match=r"^expected a floating-point input, got torch.uint8; .*input\.float"):
+    with pytest.raises(TypeError, match=r"^expected a floating-point input, got torch.uint8; scale images first"):
         mixer(torch.zeros(4, 3, 2, 2, dtype=torch.uint8))
     with pytest.raises(TypeError, match="MixUpCriterion"):
         mixer(IMAGES, LABELS)
+
+
+@each_mixer
+def test_the_share_is_the_weight_of_the_original_in_each_sample(make: Make) -> None:
+    for size in (8, 1):
+        mix = make().sample(IMAGES[:size])
+        expected = torch.stack([lam for _, _, lam in reference.pairs(mix)])
+        assert mix.share.shape in ((), (size,))
+        torch.testing.assert_close(mix.share.expand(size).double(), expected)
 
 
 @pytest.mark.parametrize("shape", ((4,), (4, 3), (4, 3, 2, 2, 2, 2)))

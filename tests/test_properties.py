@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from hypothesis import given
@@ -149,7 +151,8 @@ def test_a_draw_is_a_cycle_through_the_whole_batch_with_weights_in_the_unit_inte
     generator = torch.Generator().manual_seed(seed)
     if spatial:
         shape = (batch_size, 3, *spatial)
-        lam, index = sample_cutmix(shape, alpha, per_sample=per_sample, p=p, generator=generator)
+        options: dict[str, Any] = {"per_sample": per_sample, "spatial_dims": len(spatial)}
+        lam, index = sample_cutmix(shape, alpha, p=p, generator=generator, **options)
         assert lam.shape == (batch_size if per_sample else 1, 1, *spatial)
         assert ((lam == 0) | (lam == 1)).all()
     else:
@@ -169,8 +172,9 @@ def test_a_draw_is_a_cycle_through_the_whole_batch_with_weights_in_the_unit_inte
 def test_the_share_of_the_label_is_exactly_that_of_the_pixels(
     batch_size: int, spatial: list[int], per_sample: bool, seed: int
 ) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    mix = sample_cutmix((batch_size, 1, *spatial), per_sample=per_sample, p=0.9, generator=generator)
+    torch.manual_seed(seed)
+    mixer = CutMix(per_sample=per_sample, p=0.9, spatial_dims=1 + seed % len(spatial))
+    mix = mixer.sample(torch.empty(batch_size, 1, *spatial))
     samples = torch.arange(batch_size)
     pixels = samples.double().reshape(-1, 1, *[1] * len(spatial)).repeat(1, 1, *spatial)  # each shows whose it is
     kept = (mix_inputs(pixels, mix) == pixels).flatten(1).double().mean(1).float()
@@ -242,7 +246,8 @@ def test_the_modes_differ_for_mse_by_the_spread_of_the_two_targets(batch: tuple[
 
 @given(tensors(), st.data())
 def test_eval_is_the_identity_object_and_training_never_returns_the_input(input: Tensor, data: st.DataObject) -> None:
-    mixers = [MixUp(0.0), CutMix(0.0), RandomChoice([MixUp(0.0), CutMix(0.0)])]
+    cutmix = CutMix(0.0, spatial_dims=max(input.ndim - 2, 1))
+    mixers = [MixUp(0.0), cutmix, RandomChoice([MixUp(0.0), cutmix])]
     module = data.draw(st.sampled_from(mixers[: 3 if input.ndim > 2 else 1]))
     assert module.eval()(input) is input
     assert module.last_mix is None

@@ -263,7 +263,7 @@ def test_small_batches(sample: Sampler, batch_size: int) -> None:
 def test_a_box_has_the_shape_of_the_sample(spatial: tuple[int, ...], per_sample: bool) -> None:
     seen = set()
     for shape in ((4, 3, *spatial), torch.Size((4, 3, *spatial)), [4, 3, *spatial]) * 5:
-        lam, index = sample_cutmix(shape, per_sample=per_sample)
+        lam, index = sample_cutmix(shape, per_sample=per_sample, spatial_dims=len(spatial))
         assert lam.shape == (4 if per_sample else 1, 1, *spatial)
         assert (lam.dtype, index.dtype, index.shape) == (torch.float32, torch.int64, (4,))
         seen |= set(lam.flatten().tolist())
@@ -275,11 +275,12 @@ def test_a_box_has_the_shape_of_the_sample(spatial: tuple[int, ...], per_sample:
 def test_the_box_is_that_of_the_paper_pixel_by_pixel(spatial: tuple[int, ...], per_sample: bool) -> None:
     alpha, unclear, pixels = 0.7, 0, 0
     for seed in range(3 if per_sample else 15):
-        lam = after_seed(seed, sample_cutmix, (5, 2, *spatial), alpha, per_sample=per_sample).lam
+        options: dict[str, Any] = {"per_sample": per_sample, "spatial_dims": len(spatial)}
+        lam = after_seed(seed, sample_cutmix, (5, 2, *spatial), alpha, **options).lam
         torch.manual_seed(seed)
         u, v, *centers = torch.rand(2 + len(spatial), len(lam)).double().tolist()
         for i, mask in enumerate(lam[:, 0]):
-            t = math.sqrt((1 - u[i]) ** (-1 / alpha) - 1) * math.cos(2 * math.pi * v[i])
+            t = math.sqrt(u[i] ** (-1 / alpha) - 1) * math.cos(2 * math.pi * v[i])
             share, center = 0.5 + t / (2 * math.sqrt(1 + t * t)), tuple(axis[i] for axis in centers)
             # Rounding may move an edge across the middle of a pixel: a box a little larger, one a little smaller.
             more = reference.cutmix_mask(spatial, max(share - 1e-5, 0), center)
@@ -324,7 +325,7 @@ def shares(spatial: tuple[int, ...], alpha: float) -> np.ndarray:
 @pytest.mark.parametrize("alpha", (0.2, 1.0))
 @pytest.mark.parametrize("spatial", ((9,), (4, 5), (3, 2, 4)))
 def test_a_place_is_in_the_box_as_often_as_uniform_centres_put_it_there(spatial: tuple[int, ...], alpha: float) -> None:
-    lam = sample_cutmix((20_000, 1, *spatial), alpha, per_sample=True).lam
+    lam = sample_cutmix((20_000, 1, *spatial), alpha, per_sample=True, spatial_dims=len(spatial)).lam
     inside = (lam == 0).sum((0, 1))
     quantiles = (np.arange(10_000) + 0.5) / 10_000
     half = (1 - stats.beta(alpha, alpha).ppf(quantiles)) ** (1 / len(spatial)) / 2
@@ -334,6 +335,26 @@ def test_a_place_is_in_the_box_as_often_as_uniform_centres_put_it_there(spatial:
         covered = np.prod([np.minimum(x, half) + np.minimum(1 - x, half) for x in middles], axis=0)
         test = stats.binomtest(int(inside[position]), len(lam), covered.mean())
         assert test.pvalue > LEVEL / inside.numel()
+
+
+@per_batch_and_sample
+@pytest.mark.parametrize("spatial_dims", (1, 2, 3))
+@pytest.mark.parametrize("spatial", ((8,), (6, 9), (4, 6, 9)))
+def test_a_box_cuts_the_last_dimensions_and_goes_through_the_others_whole(
+    spatial: tuple[int, ...], spatial_dims: int, per_sample: bool
+) -> None:
+    shape, cut = (5, 2, *spatial), spatial[-spatial_dims:]
+    options: dict[str, Any] = {"per_sample": per_sample, "spatial_dims": spatial_dims}
+    if spatial_dims > len(spatial):
+        with pytest.raises(ValueError, match=rf"^expected inputs of {spatial_dims} spatial dimensions or more, "):
+            CutMix(**options).sample(torch.empty(shape))
+        return
+    for seed in range(5):
+        lam = after_seed(seed, sample_cutmix, shape, **options).lam
+        assert lam.shape == (5 if per_sample else 1, 1, *(1,) * (len(spatial) - spatial_dims), *cut)
+        assert torch.equal(lam, after_seed(seed, CutMix(**options).sample, torch.empty(shape)).lam)
+        alone = after_seed(seed, sample_cutmix, (5, 2, *cut), **options).lam
+        assert torch.equal(lam.flatten(), alone.flatten())
 
 
 # The choice
@@ -362,16 +383,16 @@ class Half(MixUp):
 
 
 @per_batch_and_sample
-@pytest.mark.parametrize("p", (None, (1,), (1, 3), (0.2, 0.3, 0.5), (2, 0, 1), (0, 1, 1)))
-def test_each_mixer_is_chosen_with_its_probability(p: tuple[float, ...] | None, per_sample: bool) -> None:
-    number = 3 if p is None else len(p)
-    mixer = RandomChoice([Fixed(k / 4) for k in range(number)], p, per_sample=per_sample)
+@pytest.mark.parametrize("weights", (None, (1,), (1, 3), (0.2, 0.3, 0.5), (2, 0, 1), (0, 1, 1), (1e-300, 3e-300)))
+def test_each_mixer_is_chosen_with_its_weight(weights: tuple[float, ...] | None, per_sample: bool) -> None:
+    number = 3 if weights is None else len(weights)
+    mixer = RandomChoice([Fixed(k / 4) for k in range(number)], weights, per_sample=per_sample)
     if per_sample:
         lam = mixer.sample(torch.empty(20_000)).lam.expand(20_000)
     else:
         lam = torch.stack([mixer.sample(torch.empty(2)).lam for _ in range(3000)])
     counts = np.array([int((lam == k / 4).sum()) for k in range(number)])
-    expected = np.ones(number) if p is None else np.array(p)
+    expected = np.ones(number) if weights is None else np.array(weights)
     expected = expected / expected.sum() * len(lam)
     assert counts.sum() == len(lam)
     assert (counts[expected == 0] == 0).all()
@@ -410,6 +431,28 @@ def test_each_mixer_keeps_its_own_p() -> None:
     mixer = RandomChoice([Fixed(0.25, p=0.5), Fixed(0.75)], (2, 1))
     lam = torch.stack([mixer.sample(torch.empty(2)).lam for _ in range(3000)])
     assert_uniform(np.array([int((lam == value).sum()) for value in (0.25, 0.75, 1)]))
+
+
+def test_the_p_of_a_choice_is_the_probability_of_mixing_at_all() -> None:
+    choice = RandomChoice([Fixed(0.25), Fixed(0.75)], p=2 / 3)
+    lam = torch.stack([choice.sample(torch.empty(2)).lam for _ in range(3000)])
+    assert_uniform(np.array([int((lam == value).sum()) for value in (0.25, 0.75, 1)]))
+    choice.p = 0
+    assert choice.sample(torch.empty(2)).lam == 1
+
+
+@per_batch_and_sample
+def test_a_mixer_in_eval_mode_leaves_unmixed_what_chooses_it_while_the_choice_trains(per_sample: bool) -> None:
+    choice = RandomChoice([Fixed(0.25), Fixed(0.5), Fixed(0.75)], per_sample=per_sample)
+    choice.mixers[1].eval()
+    nested = RandomChoice([choice])
+
+    def lam(mixer: Mixer) -> list[Tensor]:
+        return [value for _ in range(150) for value in mixer.sample(torch.empty(20)).lam.expand(20).unique()]
+
+    for mixer in (choice, nested):
+        assert {float(value) for value in lam(mixer)} == {0.25, 0.75, 1.0}
+    assert {float(value) for value in lam(nested.eval())} == {0.25, 0.5, 0.75}  # sample draws in eval mode too
 
 
 @per_batch_and_sample
@@ -457,7 +500,7 @@ def test_a_choice_is_as_fine_as_the_finest_lam_and_has_one_partner_for_all(
         lam, index = mixer.sample(torch.empty(5, 2, *SIZES))
     assert (lam.shape, lam.dtype) == (shape, torch.float32)
     assert sorted(index.tolist()) == list(range(5))
-    assert [name for name, _ in operations.made].count("sort") == 1
+    assert operations.launched.count("sort") == 1
 
 
 # Randomness, devices, dtypes, cost
@@ -608,19 +651,20 @@ def test_draws_are_made_on_the_device_asked_for(sample: Sampler, device: str) ->
 
 
 @pytest.mark.parametrize(
-    "mixer, number",
-    ((MixUp(1.0), 19), (MixUp(1.0, per_sample=True), 19), (CutMix(), 36), (RandomChoice([MixUp(1.0), CutMix()]), 52)),
+    "mixer, most",
+    ((MixUp(1.0), 17), (MixUp(1.0, per_sample=True), 17), (CutMix(), 33), (RandomChoice([MixUp(1.0), CutMix()]), 47)),
     ids=("mixup", "mixup_per_sample", "cutmix", "choice"),
 )
-def test_a_draw_takes_no_more_operations_than_it_did(mixer: Mixer, number: int) -> None:
-    """Each is a kernel to launch in eager mode; the largest tensor is one map, not one for each sample or channel."""
+def test_draw_and_mix_launch_no_more_than_they_did(mixer: Mixer, most: int) -> None:
+    """Each operation is a kernel in eager mode; and the largest is one map, not one for each sample or channel."""
     batch_size = 32
     input = torch.empty(batch_size, 2, *SIZES)
     with Operations() as operations:
-        mixer.sample(input)
-    names, sizes = zip(*operations.made, strict=True)
-    assert len(names) <= number, names
-    assert max(sizes) <= 2 * batch_size
+        mix = mixer.sample(input)
+    assert max(size for _, size in operations.made) <= 2 * batch_size
+    with operations:
+        mixer(input, mix)
+    assert len(operations.launched) <= most, operations.launched
 
 
 # Errors
@@ -652,6 +696,33 @@ def test_cutmix_needs_one_to_three_spatial_dimensions(shape: tuple[int, ...]) ->
     message = r"^expected inputs of shape \(B, C, \*spatial\) with one to three spatial dimensions, got "
     with pytest.raises(ValueError, match=message + re.escape(f"{shape}; ")):
         sample_cutmix(shape)
+
+
+def test_three_spatial_dimensions_need_a_word_on_what_is_cut() -> None:
+    """The frames of a clip (B, T, C, H, W) stand where the channels of a volume do."""
+    for draw in (sample_cutmix, lambda shape: CutMix()(torch.empty(shape))):
+        with pytest.raises(
+            ValueError, match=r"^expected spatial_dims for inputs of five dimensions, got None with "
+        ) as e:
+            draw((2, 3, 4, 5, 6))
+        assert "3 cuts a box out of a volume" in str(e.value)
+        assert "2 one box through all frames of a clip" in str(e.value)
+
+
+@pytest.mark.parametrize("shape", ((4, 3, 0), (4, 3, 0, 5), (4, 3, 5, 0)))
+def test_nothing_is_cut_from_an_empty_dimension(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=rf", none of size 0, got {re.escape(str(shape))}$"):
+        sample_cutmix(shape)
+
+
+@pytest.mark.parametrize("spatial_dims", (0, 4, -1))
+def test_spatial_dims_out_of_range(spatial_dims: int) -> None:
+    makers: tuple[Callable[..., Any], ...] = (partial(sample_cutmix, (4, 3, 5, 5)), CutMix)
+    for make in makers:
+        with pytest.raises(ValueError, match=f"^expected spatial_dims to be 1, 2 or 3, got {spatial_dims}$"):
+            make(spatial_dims=spatial_dims)
+        with pytest.raises(TypeError, match="^expected spatial_dims to be a number, got str$"):
+            make(spatial_dims="2")
 
 
 @pytest.mark.parametrize("shape", (torch.randn(4, 3, 2, 2), 4))
@@ -688,4 +759,4 @@ def test_alpha_and_p_may_be_any_real_number(half: Any) -> None:
     assert torch.equal(*same)
     mixers = MixUp(half, p=half), CutMix(half, p=half)
     assert all((type(mixer.alpha), mixer.alpha, mixer.p) == (float, 0.5, 0.5) for mixer in mixers)
-    assert RandomChoice(mixers, (half, half)).p == (0.5, 0.5)
+    assert RandomChoice(mixers, (half, half), p=half).weights == (0.5, 0.5)
