@@ -1,0 +1,195 @@
+"""What a GPU would see, on a machine that has none: tensors on ``meta`` have no data to wait for or to move."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._dynamo.backends.common import aot_autograd
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from mixup_nn import CutMix, Mix, Mixer, MixUp, MixUpCriterion
+from mixup_nn.functional import mix_targets, mixup_batch
+
+from .cases import MIXERS, Operations, each_mixer
+
+DTYPES = torch.float32, torch.float64, torch.bfloat16, torch.float16
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "contiguous": lambda x: x,
+    "channels_last": lambda x: x.to(memory_format=torch.channels_last) if x.ndim == 4 else x,
+    "strided": lambda x: torch.stack((x, x), -1)[..., 0],
+}
+CLASSES = 5
+
+
+class OnlyMeta(TorchDispatchMode):
+    """Fails at an operation that takes or makes a tensor of another device than ``meta``."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        output = func(*args, **(kwargs or {}))
+        for value in tree_leaves((args, kwargs, output)):
+            assert not isinstance(value, Tensor) or value.is_meta, f"{func} on {value.device}"
+        return output
+
+
+def meta(*shape: int, **options: Any) -> Tensor:
+    return torch.empty(shape, device="meta", **options)
+
+
+def labels(*shape: int) -> Tensor:
+    return meta(*shape, dtype=torch.int64)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize("shape", ((8, 5), (8, 3, 16), (8, 3, 16, 12), (8, 3, 4, 16, 12)))
+@each_mixer
+def test_mixing_reads_no_value_and_moves_nothing(
+    make: Callable[[], Mixer], shape: tuple[int, ...], layout: Callable[[Tensor], Tensor]
+) -> None:
+    mixer = make()
+    for each in mixer.modules():
+        if isinstance(each, CutMix):
+            if len(shape) == 2:
+                return  # no positions
+            each.spatial_dims = 2 if len(shape) == 5 else None
+    for dtype, hidden in product(DTYPES, (False, True)):
+        x = layout(meta(*shape, dtype=dtype)).requires_grad_(hidden)
+        with OnlyMeta():
+            output = mixer(x * 1 if hidden else x)
+            if hidden:
+                output.sum().backward()
+        assert (output.dtype, output.shape, output.device) == (dtype, x.shape, x.device)
+
+
+INDEX_LOSSES: dict[str, Callable[[], nn.Module]] = {
+    "cross_entropy": nn.CrossEntropyLoss,
+    "sum": partial(nn.CrossEntropyLoss, reduction="sum"),
+    "none": partial(nn.CrossEntropyLoss, reduction="none"),
+    "weighted": lambda: nn.CrossEntropyLoss(meta(CLASSES)),
+    "ignoring": partial(nn.CrossEntropyLoss, ignore_index=1),
+    "smoothed": partial(nn.CrossEntropyLoss, label_smoothing=0.1),
+    "all": lambda: nn.CrossEntropyLoss(meta(CLASSES), ignore_index=1, label_smoothing=0.1),
+    "subclass": type("Subclass", (nn.CrossEntropyLoss,), {}),
+    "nll": nn.NLLLoss,
+}
+VALUE_LOSSES: dict[str, Callable[[], nn.Module]] = {
+    "dense_cross_entropy": nn.CrossEntropyLoss,
+    "bce": nn.BCEWithLogitsLoss,
+    "mse": nn.MSELoss,
+    "huber_sum": partial(nn.HuberLoss, reduction="sum"),
+    "kl": partial(nn.KLDivLoss, reduction="batchmean", log_target=True),
+}
+
+
+def steps(make: Callable[[], nn.Module], *, dense: bool) -> Iterator[tuple[MixUpCriterion, Tensor, Tensor, Mix]]:
+    """One loss under every lam, kind of target and setting that it takes."""
+    lams = (), (8,), (1, 1, 4, 4), (8, 1, 4, 4)
+    for lam, positions, interpolate_loss in product(lams, ((), (4, 4)), (None, True, False)):
+        loss = make()
+        if loss.reduction == "none" or (interpolate_loss is False and isinstance(loss, (nn.NLLLoss, nn.KLDivLoss))):
+            continue
+        input = meta(8, CLASSES, *positions, requires_grad=True)
+        target = meta(8, CLASSES, *positions) if dense else labels(8, *positions)
+        yield MixUpCriterion(loss, interpolate_loss=interpolate_loss), input, target, Mix(meta(*lam), labels(8))
+
+
+@pytest.mark.parametrize("large", (0, 2**22), ids=("large_logits", "small_logits"))
+@pytest.mark.parametrize(
+    ("make", "dense"),
+    [(make, False) for make in INDEX_LOSSES.values()] + [(make, True) for make in VALUE_LOSSES.values()],
+    ids=[*INDEX_LOSSES, *VALUE_LOSSES],
+)
+def test_the_criterion_reads_no_value_and_moves_nothing(
+    make: Callable[[], nn.Module], dense: bool, large: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mixup_nn._losses.LARGE", large)
+    for criterion, input, target, mix in steps(make, dense=dense):
+        with OnlyMeta():
+            criterion(input, target, mix).sum().backward()
+
+
+def test_the_functions_read_no_value_and_move_nothing() -> None:
+    with OnlyMeta():
+        mixup_batch(meta(8, 3), labels(8))
+        for lam in ((), (8,), (1, 1, 4, 4), (8, 1, 4, 4)):
+            mix = Mix(meta(*lam), labels(8))
+            assert mix.share.is_meta
+            for target in (labels(8), labels(8, 4, 4), meta(8, CLASSES), meta(8, CLASSES, 4, 4)):
+                mix_targets(target, mix, CLASSES)
+        MixUpCriterion(nn.BCEWithLogitsLoss(), interpolate_loss=False)(meta(8, CLASSES), labels(8))
+
+
+def plant_item(lam: Tensor) -> Tensor:
+    return lam * (2 if lam.sum().item() > 0 else 1)
+
+
+def plant_arange(lam: Tensor) -> Tensor:
+    return lam + torch.arange(1).to(lam.device)
+
+
+def plant_mask(lam: Tensor) -> Tensor:
+    mixed = lam < 1
+    lam[mixed] = 1 - lam[mixed]
+    return lam
+
+
+@pytest.mark.parametrize("plant", (plant_item, plant_arange, plant_mask))
+def test_a_read_a_move_or_a_mask_would_be_seen(plant: Callable[[Tensor], Tensor]) -> None:
+    class Faulty(MixUp):
+        def sample_lam(self, input: Tensor) -> Tensor:
+            return plant(super().sample_lam(input))
+
+    with pytest.raises((AssertionError, RuntimeError, NotImplementedError)), OnlyMeta():
+        Faulty(per_sample=True)(meta(8, 3))
+
+
+# What a hidden layer costs
+
+
+@pytest.mark.parametrize("name", ("mixup", "mixup_per_sample", "cutmix", "cutmix_per_sample", "choice"))
+def test_backward_of_a_hidden_layer_takes_as_many_passes_in_either_layout(name: str) -> None:
+    mixer, passes = MIXERS[name](), {}
+    mix = mixer.sample(torch.empty(4, 3, 8, 8))
+    for format in (torch.contiguous_format, torch.channels_last):
+        x = torch.randn(4, 3, 8, 8).to(memory_format=format).requires_grad_()
+        output = mixer(x.relu(), mix).relu()
+        with Operations() as operations:
+            output.backward(torch.ones_like(output))
+        passes[format] = sum(size >= x.numel() and name in operations.launched for name, size in operations.made)
+    assert passes[torch.channels_last] <= passes[torch.contiguous_format]
+
+
+# In the graph of a compiled step
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+@each_mixer
+def test_the_graph_of_a_step_has_no_node_on_the_host(make: Callable[[], Mixer]) -> None:
+    on_the_host: list[str] = []
+
+    def note(module: torch.fx.GraphModule, example_inputs: list[Any]) -> Callable[..., Any]:  # noqa: ARG001
+        for node in module.graph.nodes:
+            values = [value for value in tree_leaves(node.meta.get("val")) if isinstance(value, Tensor)]
+            on_the_host.extend(str(node) for value in values if not value.is_meta)
+        return module.forward
+
+    mixer = make()
+    criterion = MixUpCriterion(nn.CrossEntropyLoss(label_smoothing=0.1), mixer)
+    step = torch.compile(
+        lambda x, y: criterion(mixer(x).flatten(1)[:, :CLASSES], y),
+        fullgraph=True,
+        backend=aot_autograd(fw_compiler=note),
+    )
+    step(meta(8, 3, 4, 4), labels(8))
+    assert not on_the_host
