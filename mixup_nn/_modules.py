@@ -22,7 +22,7 @@ class Mixer(nn.Module):
     A subclass says how ``lam`` is drawn, by :meth:`sample_lam`, and nothing else. ``index`` is a uniformly random
     cyclic permutation: no sample is its own partner. In training mode each call draws afresh and leaves what it
     applied in :attr:`last_mix`, for :class:`MixUpCriterion`, which mixes the targets. In eval mode the module returns
-    its input itself.
+    its input itself, and there is no :attr:`last_mix`.
 
     It may stand anywhere: first in the model, between layers, after an embedding, after other transforms. It has no
     parameters, no buffers and an empty ``state_dict``, and no result depends on an earlier call. It compiles with
@@ -84,7 +84,7 @@ class Mixer(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} has no sample_lam(input), which draws lam")
 
     def sample(self, input: Tensor) -> Mix:
-        """Draw a mix for ``input``, in eval mode too. Override it for partners of your own; not in a RandomChoice."""
+        """Draw a mix for ``input``, in eval mode too. Override it for partners of your own, not in a RandomChoice."""
         check_tensor("input", input)
         return Mix(self._gated_lam(input, self.p), sampling.cycle(input.shape[0], input.device))
 
@@ -129,9 +129,11 @@ class MixUp(Mixer):
 
     Args:
         alpha: parameter of the Beta distribution, a finite number >= 0. 0.2 suits ImageNet, 1.0 CIFAR-10; the larger,
-            the closer to equal parts; 0 is plain training. May be set at any time.
-        p: probability of mixing. One decision per batch, or per sample with ``per_sample``. May be set at any time.
+            the closer to equal parts; 0 is plain training.
+        p: probability of mixing. One decision per batch, or per sample with ``per_sample``.
         per_sample: draw one ``lam`` per sample instead of one per batch.
+
+    All three may be set at any time.
 
     Shape:
         - input: ``(B, *)``, float16, bfloat16, float32 or float64.
@@ -192,13 +194,21 @@ class CutMix(Mixer):
             training.
         p: probability of mixing.
         per_sample: draw one box per sample instead of one per batch.
+        spatial_dims: how many of the last dimensions the box cuts, 1 to 3; it goes whole through those between the
+            first two and these. If not given, all of one or two spatial dimensions; for three it must be given, as 3
+            for volumes ``(B, C, D, H, W)``, and as 2 for clips, ``(B, C, T, H, W)`` or ``(B, T, C, H, W)``, with one
+            box for all frames.
+
+    The first three may be set at any time.
 
     Shape:
-        - input: ``(B, C, *spatial)`` with one to three spatial dimensions: audio, images, volumes or video.
+        - input: ``(B, C, *spatial)`` with one to three spatial dimensions: audio, images, volumes or clips.
         - output: like the input, in shape, dtype, device and memory format.
 
     Raises:
-        ValueError: on call, an input without one to three spatial dimensions.
+        TypeError: ``alpha`` or ``spatial_dims`` is not a number.
+        ValueError: ``alpha`` is negative or not finite, or ``spatial_dims`` is not 1, 2 or 3; on call, an input without
+            one to three spatial dimensions, with three and no ``spatial_dims``, or with an empty one.
 
     Example:
         >>> import torch
@@ -237,24 +247,29 @@ class RandomChoice(Mixer):
     r"""One of several mixers for each batch, or for each sample.
 
     .. math::
-        \lambda = \lambda_k \quad \text{with probability } p_k
+        \lambda = \lambda_k \quad \text{with probability } \frac{w_k}{\sum_j w_j}
 
     Every mixer draws a ``lam``, and one of them is picked; all share the same partners. So it is one graph under
-    ``torch.compile``. ``p`` is not that of :class:`Mixer`, and there is no ``alpha``: set those of the mixers.
+    ``torch.compile``. There is no ``alpha``: set that of the mixers.
 
     Args:
-        mixers: the mixers to choose from, at least one; each keeps its own ``p`` and ``per_sample``.
-        p: the probability of each, uniform if not given; numbers >= 0, divided by their sum.
+        mixers: the mixers to choose from, at least one. Each keeps its own ``p`` and ``per_sample``; one that is in
+            eval mode while the choice trains leaves unmixed what chooses it.
+        weights: relative weight of each mixer, numbers >= 0 as in :func:`random.choices`; equal if not given.
+        p: probability of mixing at all.
         per_sample: choose for each sample instead of once per batch. A mixer without ``per_sample`` of its own still
             draws one ``lam`` for all samples that choose it.
+
+    The last three may be set at any time.
 
     Shape:
         - input: what every mixer takes.
         - output: like the input, in shape, dtype, device and memory format.
 
     Raises:
-        TypeError: an entry of ``mixers`` is not a :class:`Mixer`, or has partners of its own.
-        ValueError: no mixers; ``p`` of another length, with a negative number, or without a positive one.
+        TypeError: an entry of ``mixers`` is not a :class:`Mixer`, or has a ``sample`` or ``forward`` of its own, which
+            a choice would never call.
+        ValueError: no mixers; ``weights`` of another length, with a negative number, or without a positive one.
 
     Example:
         >>> import torch

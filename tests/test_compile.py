@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any, NamedTuple
@@ -189,6 +190,18 @@ def test_criterion_equals_eager_for_every_kind_of_loss_and_lam(
     torch.testing.assert_close(compiled(every, backend=backend)(*args), every(*args))
 
 
+@pytest.mark.parametrize("sizes", ((), (8, 8)), ids=("samples", "positions"))
+def test_class_indices_made_dense_equal_eager_in_training_and_in_validation(sizes: tuple[int, ...]) -> None:
+    criterion = MixUpCriterion(nn.BCEWithLogitsLoss(), interpolate_loss=False)
+    input, target = torch.randn(4, CLASSES, *sizes), torch.randint(CLASSES, (4, *sizes))
+
+    def every(input: Tensor, target: Tensor, mixes: list[Mix]) -> list[Tensor]:
+        return [criterion(input, target), *(criterion(input, target, mix) for mix in mixes)]
+
+    args = input, target, list(LAMS.values())
+    torch.testing.assert_close(compiled(every, backend="aot_eager")(*args), every(*args))
+
+
 def test_functional_form_in_one_graph() -> None:
     def step(X: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return mixup_batch(X, y, alpha=0.2)
@@ -264,6 +277,15 @@ def test_a_compiled_choice_draws_what_an_eager_one_draws() -> None:
     for _, index in mixes:
         assert torch.equal(index.sort().values, torch.arange(20_000))
         assert (index != torch.arange(20_000)).all()
+
+
+def test_every_compiled_cycle_is_equally_likely() -> None:
+    input = torch.empty(4, 1, 2, 2)
+    mixers = mixers_of("mixup", "cutmix", "choice")
+    draws = compiled(lambda: [mixer.sample(input).index for mixer in mixers])
+    counts = Counter(tuple(index.tolist()) for _ in range(300) for index in draws())
+    assert len(counts) == 6  # three samples to walk through before the first comes again
+    assert stats.chisquare(list(counts.values())).pvalue > LEVEL
 
 
 def test_a_seed_reproduces_compiled_draws_and_each_step_draws_afresh() -> None:
@@ -362,9 +384,35 @@ def test_train_and_eval_settle_at_one_graph_each(make: Callable[[], Mixer]) -> N
     assert counts == [1] + [2] * 7
 
 
-def scheduled(mixers: nn.Module) -> list[Any]:
-    """The mixers, and those in them, that have an alpha and a p of their own."""
-    return [mixer for mixer in mixers.modules() if isinstance(mixer, (MixUp, CutMix))]
+class TwoInputs(nn.Module):
+    """The second input is mixed by the draw of the first, as a user writes it."""
+
+    def __init__(self, mixer: Mixer) -> None:
+        super().__init__()
+        self.mixer = mixer
+
+    def forward(self, image: Tensor, table: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        image, mix = self.mixer(image), self.mixer.last_mix
+        return (image, table, None) if mix is None else (image, mix_inputs(table, Mix(mix.share, mix.index)), mix.share)
+
+
+@each_mixer
+def test_there_is_no_draw_in_eval_mode_in_compiled_code(make: Callable[[], Mixer]) -> None:
+    model, (image, _), table = TwoInputs(make()), images(), torch.randn(6, 5)
+    step = compiled(model, backend="aot_eager")
+    for _ in range(2):
+        mixed = step(image, table)
+        mix = applied(model.train().mixer)
+        expected = mix_inputs(image, mix), mix_inputs(table, Mix(mix.share, mix.index)), mix.share
+        torch.testing.assert_close(mixed, expected)
+        model.eval()
+        torch.testing.assert_close(step(image, table), (image, table, None))
+        model.train()
+
+
+def scheduled(mixers: nn.Module, name: str) -> list[Any]:
+    """The mixers, and those in them, that have such an option of their own."""
+    return [mixer for mixer in mixers.modules() if isinstance(mixer, Mixer) and hasattr(mixer, name)]
 
 
 @pytest.mark.parametrize(
@@ -375,10 +423,11 @@ def scheduled(mixers: nn.Module) -> list[Any]:
 @pytest.mark.parametrize("name", ("alpha", "p"))
 @pytest.mark.parametrize("dynamic", (None, True), ids=("automatic", "dynamic"))
 def test_a_schedule_costs_at_most_one_more_graph(name: str, values: tuple[float, ...], dynamic: bool | None) -> None:
-    mixers = Parallel(kind(8.0, per_sample=per_sample) for kind in (MixUp, CutMix) for per_sample in (False, True))
+    kinds: list[Mixer] = [kind(8.0, per_sample=own) for kind in (MixUp, CutMix) for own in (False, True)]
+    mixers = Parallel([*kinds, RandomChoice([MixUp(8.0), CutMix(8.0)])])
     step, (input, _) = Counted(mixers, dynamic=dynamic), images(size=8)
     for graphs, value in zip((1, 2, 2, 2, 2, 2), values, strict=False):
-        for mixer in scheduled(mixers):
+        for mixer in scheduled(mixers, name):
             setattr(mixer, name, value)
         assert step.graphs_after(input) <= graphs
         for outputs in zip(*(step.function(input) for _ in range(30)), strict=True):
@@ -395,8 +444,9 @@ def test_inductor_takes_every_alpha_and_p_in_the_same_graphs() -> None:
     mixers = Parallel([MixUp(8.0), RandomChoice([MixUp(8.0), CutMix(8.0)])])
     step, (input, _) = Counted(mixers, "inductor"), images()
     for alpha, p in ((8.0, 1.0), (1.0, 0.5), (0.5, 0.0), (0, 1), (2.0, 1.0)):
-        for mixer in scheduled(mixers):
-            mixer.alpha, mixer.p = alpha, p
+        for name, value in (("alpha", alpha), ("p", p)):
+            for mixer in scheduled(mixers, name):
+                setattr(mixer, name, value)
         assert step.graphs_after(input) <= 3  # one more for alpha, one for p
         if 0 in (alpha, p):
             assert all(torch.equal(output, input) for output in step.function(input))
@@ -425,7 +475,7 @@ def test_errors_are_those_of_the_library(fullgraph: bool) -> None:
     input, target = images()
     output = torch.randn(6, CLASSES)
 
-    def assert_raises(kind: type[Exception], message: str, function: Callable[..., Any], *args: Tensor) -> None:
+    def assert_raises(kind: type[Exception], message: str, function: Callable[..., Any], *args: Any) -> None:
         with pytest.raises(Exception) as raised:  # noqa: PT011  # older torch does not pass the message on
             function(*args)
         assert raised.type is (Unsupported if fullgraph else kind)
@@ -438,6 +488,11 @@ def test_errors_are_those_of_the_library(fullgraph: bool) -> None:
     assert_raises(ValueError, message, loss_of, output[:4], target[:4])
     with torch.no_grad():
         assert_raises(RuntimeError, "expected gradients while the linked mixer is in", loss_of, output, target)
+    bce = MixUpCriterion(nn.BCEWithLogitsLoss(), interpolate_loss=False)
+    loss_of = torch.compile(bce, fullgraph=fullgraph, backend="eager")
+    for drawn in (mixer.last_mix, None):  # in training, in validation
+        message = "expected at least two classes for class indices, got 1"
+        assert_raises(ValueError, message, loss_of, output[:, :1], target.clamp(max=1), drawn)
 
 
 @each_mixer

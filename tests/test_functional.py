@@ -221,6 +221,24 @@ def test_half_precision_losses_are_rounded_once_at_the_end(dtype: torch.dtype, r
 
 
 @both_lams
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16))
+def test_class_weights_of_large_half_precision_logits_are_not_rounded(
+    dtype: torch.dtype, mix: Mix, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mixup_nn._losses.LARGE", 0)
+    for _ in range(20):
+        logits, labels, weight = torch.randn(4, 3).to(dtype), torch.randint(3, (4,)), torch.rand(3).to(dtype)
+        losses, weights = [], []
+        for y in (labels, labels[mix.index]):
+            losses.append(weight[y].double() * -logits.log_softmax(1).double().gather(1, y[:, None])[:, 0])
+            weights.append(weight[y].double())
+        mixed, total = (torch.lerp(b, a, mix.lam.double()).sum() for a, b in (losses, weights))
+        assert torch.equal(mix_cross_entropy(logits, labels, mix, weight=weight, reduction="sum"), mixed.to(dtype))
+        if mix.lam.ndim:
+            assert torch.equal(mix_cross_entropy(logits, labels, mix, weight=weight), (mixed / total).to(dtype))
+
+
+@both_lams
 @pytest.mark.parametrize("loss", (nn.CrossEntropyLoss(), nn.NLLLoss()))
 def test_losses_under_autocast_are_those_of_float32(loss: nn.Module, mix: Mix) -> None:
     logits = torch.randn(4, 10).bfloat16()
