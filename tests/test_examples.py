@@ -107,3 +107,13 @@ def test_a_bad_option_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     with pytest.raises(SystemExit):
         run("train_digits", ["--epochs=x"], monkeypatch)
     assert "error: argument --epochs" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("default")
+def test_the_counted_table_of_the_benchmark_is_the_same_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    counts = runpy.run_path(str(EXAMPLES / "benchmark.py"))["counts"]
+    table = counts()
+    assert table == counts()
+    mixup = next(line for line in table.splitlines() if "| MixUp " in line)
+    assert " (2.50) " in mixup  # index_select reads and writes a batch, lerp_ reads two and writes one: 5 over 2
