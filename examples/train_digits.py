@@ -1,6 +1,6 @@
 """Trains a small CNN on handwritten digits without and with MixUp, on clean labels and on partly random ones.
 
-    python examples/train_digits.py               # about half a minute on two CPU cores
+    python examples/train_digits.py
     python examples/train_digits.py --noise 0.8   # four of five training labels redrawn at random
 
 The data are scikit-learn's 1,797 digits of 8x8 pixels. In the noisy runs a share of the training labels is redrawn
@@ -8,8 +8,7 @@ uniformly at random; the test labels stay as they are. The two runs of a pair st
 same batches and labels. The plain one memorises the random labels and loses test accuracy; MixUp makes memorising
 hard. This is the corrupted-label experiment of https://arxiv.org/abs/1710.09412 at small scale.
 
-Prints the test scores after the last epoch, and writes two pictures: mixup.png, what MixUp makes of a batch, and
-accuracy.png, test accuracy over the epochs.
+Prints the test scores after the last epoch, and draws the test accuracy over the epochs, accuracy.png.
 """
 
 from __future__ import annotations
@@ -24,11 +23,10 @@ import torch
 from common import (
     BLUE,
     GREY,
+    PLOT_STYLE,
     Runs,
     Samples,
     Scores,
-    colored_digits,
-    draw_batches,
     evaluate,
     example_parser,
     fit,
@@ -36,10 +34,10 @@ from common import (
     redraw,
     report,
     save,
-    set_plot_style,
     small_cnn,
     spread,
 )
+from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import nn
@@ -63,15 +61,6 @@ def train_once(alpha: float, train: Samples, test: Samples, seed: int, args: Nam
     options = {"epochs": args.epochs, "batch_size": args.batch_size, "compile": args.compile}
     fit(model, criterion, train, lr=5e-3, seed=seed, after_epoch=after_epoch, **options)
     return history
-
-
-def draw_mixtures(samples: Samples, alpha: float) -> Figure:
-    """A batch, the partners, and what MixUp makes of both."""
-    images, _ = colored_digits(samples)
-    mixup = MixUp(alpha, per_sample=True)
-    mix = mixup.sample(images)
-    batches = {"original": images, "partner": images[mix.index], "mixture": mixup(images, mix)}
-    return draw_batches(batches, mix.index, {"mixture": mix.lam})
 
 
 def draw_accuracy(runs: Runs) -> Figure:
@@ -110,14 +99,11 @@ def label_ends(axis: Axes, lower: tuple[int, float, str, str], upper: tuple[int,
 def main() -> None:
     """Train every pair of runs, then draw and print the results."""
     parser = example_parser(__doc__, alpha=8.0, epochs=60, batch_size=100)
-    parser.add_argument("--noise", type=float, default=0.5, help="share of training labels redrawn (default: 0.5)")
+    parser.add_argument("--noise", type=float, default=0.5, help="share of training labels redrawn")
     args = parser.parse_args()
     torch.set_num_threads(1)  # so small a net gains nothing from more, and loses much where other work takes a core
-    set_plot_style()
+    style.use(PLOT_STYLE)
     train, test = load_digits(args.device)
-    torch.manual_seed(5)
-    save(draw_mixtures(train, args.alpha), args.out / "mixup.png")
-
     noises = {"clean labels": 0.0, f"{args.noise:.0%} random labels": args.noise}
     alphas = {"without MixUp": 0.0, "with MixUp": args.alpha}
     runs: Runs = {labels: {name: [] for name in alphas} for labels in noises}
