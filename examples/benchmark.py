@@ -1,11 +1,15 @@
 """Measures what mixing costs on your machine, as ratios that hold on a busy one.
 
-    python examples/benchmark.py            # about 8 minutes on two CPU cores
+    python examples/benchmark.py
     python examples/benchmark.py --quick    # tiny sizes: shows that the script runs, and no more
 
 Four questions: how far mixing a batch is from copying it (``x.clone()``, the limit set by memory); what the mixed loss
 costs next to the plain one, in time and memory; what draw, mix and loss cost next to the lines that one would write by
 hand, and next to the same operations with nothing around them; what a whole training step costs.
+
+A table before these is counted, not measured, and the same on every machine: the operations of an eager step that
+would launch a kernel, and the bytes that they read and write. Its tensors are on the device ``meta``, where they have
+shapes and no data; what runs on the host, such as the draws of other libraries, is not counted.
 
 Each round runs every variant once, in random order, and divides by the baseline of that same round, so that a drift of
 the machine cancels. A cell is the median of these ratios, with the 20th and 80th percentile. Making and freeing the
@@ -23,13 +27,12 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler, which counts th
 import argparse
 import contextlib
 import datetime
-import json
 import math
 import platform
 import random
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache, partial
 from importlib.metadata import version
 from itertools import pairwise, product
@@ -43,12 +46,15 @@ from common import table
 from einops.layers.torch import Reduce
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
 from mixup_nn import CutMix, Mixer, MixUp, MixUpCriterion, RandomChoice
 from mixup_nn.sampling import sample_mixup
 
 Calls = dict[str, Callable[..., Any]]
+Parts = Iterator[Tensor]  # of a step: the mixed batch, then the loss
 MODES = "eager", "compiled"
 PEERS = "kornia", "timm", "torchvision"
 
@@ -74,12 +80,11 @@ QUICK = Sizes(0.02, ((8, 3, 16, 16),), (torch.float32,), ((64, 100),), ((8, 8, 1
 
 @dataclass
 class Bench:
-    """A device, what to measure on it, and the figures so far."""
+    """A device and what to measure on it."""
 
     device: torch.device
     sizes: Sizes
     bar: Any
-    figures: list[dict[str, Any]] = field(default_factory=list)
 
     def seconds(self, run: Callable[[], Any], calls: int = 1) -> float:
         """The time of a call, waiting for the device at the end."""
@@ -104,15 +109,12 @@ class Bench:
             for name in random.sample(list(runs), len(runs)):
                 times[name].append(self.seconds(runs[name], calls[name]))
         self.bar.update()
-        ms = {name: 1000 * float(np.median(times[name])) for name in runs}
-        cells = [f"{next(iter(ms.values())):.3g}"]
+        cells = [f"{1000 * np.median(times[next(iter(runs))]):.3g}"]
         for variant, baseline in pairs:
             if not {variant, baseline} <= times.keys():
                 cells.append("-")
                 continue
             low, median, high = np.percentile(np.divide(times[variant], times[baseline]), (20, 50, 80))
-            ratio = {"variant": variant, "over": baseline, "median": median, "p20": low, "p80": high}
-            self.figures.append({"case": case, **ratio, "rounds": len(times[variant]), "ms": ms[variant]})
             cells.append(f"{median:.2f} ({low:.2f}-{high:.2f})")
         return cells
 
@@ -142,7 +144,7 @@ def load_peer(name: str, num_classes: int) -> Calls:
         from kornia.augmentation import RandomCutMixV2, RandomMixUpV2
 
         mixup, cutmix = RandomMixUpV2(data_keys=["input"]), RandomCutMixV2(data_keys=["input"])
-        return {"MixUp": lambda x, y: mixup(x), "CutMix": lambda x, y: cutmix(x)}  # noqa: ARG005
+        return {"MixUp": lambda x, y: (mixup(x),), "CutMix": lambda x, y: (cutmix(x),)}  # noqa: ARG005
     if name == "timm":  # writes into the batch, which saves the allocation that the others make; labels become dense
         from timm.data import Mixup
 
@@ -163,6 +165,60 @@ def peers() -> list[str]:
             load_peer(name, 10)
             found.append(name)
     return found
+
+
+class Count(TorchDispatchMode):
+    """Counts the operations on ``meta`` that would launch a kernel, and the bytes that they read and write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations = self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Do it and count it; views and allocations are none."""
+        out, name = func(*args, **(kwargs or {})), func.overloadpacket.__name__
+        read, written = ([t for t in tree_leaves(part) if isinstance(t, Tensor)] for part in ((args, kwargs), out))
+        if func.is_view or "empty" in name or not any(t.is_meta for t in (*read, *written)):
+            return out
+        if name in ("index", "index_select"):
+            read[0] = out  # it reads what it fetches
+        elif name in ("nll_loss_forward", "nll_loss_backward", "scatter_"):
+            read = [t[:, 0] if t.ndim == 2 else t for t in read]  # one element of each row
+            written = read[:1] if name == "scatter_" else written
+        self.operations += 1
+        self.bytes += sum(map(bytes_of, [*{id(t): t for t in read}.values(), *written]))
+        return out
+
+
+def bytes_of(tensor: Tensor) -> int:
+    """The bytes of its different elements: a broadcast dimension has stride 0 and one element."""
+    sizes = (size for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride)
+    return math.prod(sizes) * tensor.element_size()
+
+
+def counts() -> str:
+    """Operations and bytes of an eager step."""
+    rows = []
+    for batch, side, classes in ((64, 224, 1000), (256, 32, 100)):
+        x = torch.empty((batch, 3, side, side), device="meta")
+        y = torch.empty((batch,), dtype=torch.int64, device="meta")
+        logits = torch.empty((batch, classes), device="meta", requires_grad=True)
+        for name, step in steps(classes).items():
+            stages: list[Count] = []
+            # kornia leaves the loss to the user: StopIteration. What another library does may need data: RuntimeError.
+            with contextlib.suppress(*((StopIteration, RuntimeError) if name in peers() else ())), Count() as whole:
+                with Count() as draw_and_mix:
+                    next(parts := step(x, y, logits))
+                stages.append(draw_and_mix)
+                with Count() as forward:
+                    loss = next(parts)
+                with Count() as backward:
+                    torch.autograd.grad(loss, logits)
+                stages += [forward, backward, whole]
+            cells = [f"{stage.operations} ({stage.bytes / x.nbytes / 2:.2f})" for stage in stages]
+            rows.append([str(tuple(x.shape)), str(classes), name, *cells, *["-"] * (4 - len(cells))])
+    title = "Counted, not measured: operations of an eager step, and in brackets their bytes over those of x.clone()"
+    return f"{title}\n\n{table(['batch', 'classes', '', 'draw and mix', 'loss', 'backward', 'step'], rows)}"
 
 
 def mixing(bench: Bench) -> str:
@@ -194,14 +250,13 @@ def mixing(bench: Bench) -> str:
 def loss(bench: Bench) -> str:
     """Three ways to the mixed loss, forward and backward: time and memory."""
     cross_entropy = nn.CrossEntropyLoss()
-
-    def two_losses(input: Tensor, target: Tensor, mix: Any) -> Tensor:
-        return mix.lam * cross_entropy(input, target) + (1 - mix.lam) * cross_entropy(input, target[mix.index])
-
-    ways: Calls = {"plain": lambda input, target, mix: cross_entropy(input, target)}  # noqa: ARG005
-    ways |= {"MixUpCriterion": MixUpCriterion(cross_entropy), "two losses": two_losses}
-    ways |= {"dense targets": MixUpCriterion(F.cross_entropy, interpolate_loss=False)}
-    _, *others = ways
+    losses: Calls = {
+        "plain": lambda logits, y, mix: cross_entropy(logits, y),  # noqa: ARG005
+        "MixUpCriterion": MixUpCriterion(cross_entropy),
+        "two losses": two_losses,
+        "dense targets": MixUpCriterion(F.cross_entropy, interpolate_loss=False),
+    }
+    _, *others = losses
     speed, peak = [], []
     for size, mode in product(bench.sizes.losses, MODES):
         logits = torch.randn(size, device=bench.device, requires_grad=True)
@@ -211,11 +266,10 @@ def loss(bench: Bench) -> str:
         def gradient(call: Callable[..., Tensor], arguments: tuple[Any, ...] = arguments) -> Any:
             return torch.autograd.grad(call(*arguments), arguments[0])
 
-        runs: Calls = {name: partial(gradient, call) for name, call in in_mode(mode, ways).items()}
-        case = f"loss {size} {mode}"
-        speed.append([str(size), mode, *bench.race(case, runs, [(name, "plain") for name in others], scale=4)])
+        runs: Calls = {name: partial(gradient, call) for name, call in in_mode(mode, losses).items()}
+        cells = bench.race(f"loss {size} {mode}", runs, [(name, "plain") for name in others], scale=4)
+        speed.append([str(size), mode, *cells])
         peaks = {name: bench.peak_memory(run) for name, run in runs.items()}
-        bench.figures.append({"case": case, "peak memory, bytes": peaks})
         ratios = [f"{peaks[name] / peaks['plain']:.2f}" for name in others]
         peak.append([str(size), mode, f"{peaks['plain'] / 2**20:.3g}", *ratios])
     title = "Cross entropy, forward and backward: time over the plain loss on class indices"
@@ -223,47 +277,73 @@ def loss(bench: Bench) -> str:
     return f"{text}\n\nThe same: peak memory\n\n{table(['logits', 'mode', 'plain, MiB', *others], peak)}"
 
 
-def hand_calls(mode: str, num_classes: int, alpha: float = 0.2) -> Calls:
-    """Draw, mix and loss: by this library, by bare operations, by hand and, eager only, by other libraries."""
-    mixup = MixUp(alpha)
-    criterion = MixUpCriterion(nn.CrossEntropyLoss(), mixup)
+def two_losses(logits: Tensor, y: Tensor, mix: Any) -> Tensor:
+    """The formula, on losses."""
+    lam, index = mix
+    return lam * F.cross_entropy(logits, y) + (1 - lam) * F.cross_entropy(logits, y[index])
 
-    def ours(x: Tensor, logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        return mixup(x), criterion(logits, y)
 
-    def bare(x: Tensor, logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        u, v = torch.rand((2,), device=x.device).unbind()
-        t = torch.expm1(torch.log1p(-u) / -alpha).sqrt() * torch.cos(2 * math.pi * v)
-        lam = torch.sigmoid(2 * torch.asinh(t))
-        order = torch.rand((len(x),), device=x.device).argsort()
-        index = order.scatter(0, order, torch.cat((order[1:], order[:1])))
-        mixed = x.index_select(0, index).lerp_(x, lam)
-        log_probs = logits.log_softmax(1)
-        return mixed, torch.lerp(F.nll_loss(log_probs, y[index]), F.nll_loss(log_probs, y), lam)
+def hand_step(x: Tensor, y: Tensor, logits: Tensor, lam: float, index: Tensor) -> Parts:
+    """The formula, on the batch and on the losses."""
+    yield lam * x + (1 - lam) * x[index]
+    yield two_losses(logits, y, (lam, index))
 
-    def by_hand(x: Tensor, logits: Tensor, y: Tensor, lam: float, index: Tensor) -> tuple[Tensor, Tensor]:
-        mixed = lam * x + (1 - lam) * x[index]
-        return mixed, lam * F.cross_entropy(logits, y) + (1 - lam) * F.cross_entropy(logits, y[index])
 
-    def by_peer(mixer: Callable[..., Any], x: Tensor, logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        mixed, target = mixer(x, y)
-        return mixed, F.cross_entropy(logits, target)
+def draw_by_hand(x: Tensor) -> tuple[float, Tensor]:
+    """The draw of a training loop."""
+    return np.random.beta(0.2, 0.2), torch.randperm(len(x), device=x.device)
 
-    def drawn_by_hand(mix: Callable[..., Any]) -> Callable[..., Any]:
-        # Never compiled: np.random.beta breaks the graph, and Inductor of torch 2.13 fails on an index of randperm.
-        return lambda x, logits, y: mix(
-            x, logits, y, np.random.beta(alpha, alpha), torch.randperm(len(x), device=x.device)
-        )
 
-    calls = in_mode(mode, {"ours": ours, "bare operations": bare, "by hand, compiled": by_hand})
-    compiled = calls.pop("by hand, compiled")
-    calls["by hand"] = drawn_by_hand(by_hand)
-    if mode == "compiled":
-        calls["by hand, compiled"] = drawn_by_hand(compiled)
-    if mode == "eager":  # kornia leaves the loss to the user
-        found = [peer for peer in peers() if peer != "kornia"]
-        calls |= {peer: partial(by_peer, load_peer(peer, num_classes)["MixUp"]) for peer in found}
-    return calls
+def bare_step(x: Tensor, y: Tensor, logits: Tensor, alpha: float = 0.2) -> Parts:
+    """The operations of ``MixUp`` and ``MixUpCriterion``, without modules and checks."""
+    e, v = torch.empty((), device=x.device).exponential_(), torch.rand((), device=x.device)
+    lam = torch.sigmoid(2 * torch.asinh(torch.expm1(e / alpha).sqrt() * torch.cos(2 * math.pi * v)))
+    order = torch.rand((len(x),), device=x.device).argsort()
+    index = order.index_copy(0, order, torch.cat((order[1:], order[:1])))
+    yield x.index_select(0, index).lerp_(x, lam)
+    log_probs = logits.log_softmax(1)
+    yield torch.lerp(F.nll_loss(log_probs, y[index]), F.nll_loss(log_probs, y), lam)
+
+
+def our_step(mixer: Mixer) -> Callable[..., Parts]:
+    """A step of this library."""
+    criterion = MixUpCriterion(nn.CrossEntropyLoss(), mixer)
+
+    def step(x: Tensor, y: Tensor, logits: Tensor) -> Parts:
+        yield mixer(x)
+        yield criterion(logits, y)
+
+    return step
+
+
+def peer_step(peer: str, num_classes: int) -> Callable[..., Parts]:
+    """A step of another library; kornia leaves the loss to the user."""
+    mixup = load_peer(peer, num_classes)["MixUp"]
+
+    def step(x: Tensor, y: Tensor, logits: Tensor) -> Parts:
+        mixed, *targets = mixup(x, y)
+        yield mixed
+        yield from (F.cross_entropy(logits, target) for target in targets)
+
+    return step
+
+
+def steps(num_classes: int) -> dict[str, Callable[..., Parts]]:
+    """Draw, mix and loss: without mixing, by this library, by bare operations, by hand and by other libraries."""
+    return {
+        "no mixing": our_step(MixUp().eval()),
+        "MixUp": our_step(MixUp()),
+        "CutMix": our_step(CutMix()),
+        "choice": our_step(RandomChoice([MixUp(), CutMix()])),
+        "bare operations": bare_step,
+        "by hand": lambda x, y, logits: hand_step(x, y, logits, *draw_by_hand(x)),
+        **{peer: peer_step(peer, num_classes) for peer in peers()},
+    }
+
+
+def in_a_row(step: Callable[..., Parts]) -> Callable[..., tuple[Tensor, ...]]:
+    """All parts of a step in one call."""
+    return lambda *given: tuple(step(*given))
 
 
 def by_hand(bench: Bench) -> str:
@@ -273,13 +353,22 @@ def by_hand(bench: Bench) -> str:
     for (batch, side, classes), mode in product(bench.sizes.by_hand, MODES):
         x = torch.rand((batch, 3, side, side), device=bench.device)
         logits = torch.randn((batch, classes), device=bench.device, requires_grad=True)
-        arguments = x, logits, torch.randint(classes, (batch,), device=bench.device)
+        arguments = x, torch.randint(classes, (batch,), device=bench.device), logits
 
-        def step(call: Callable[..., Any], arguments: tuple[Tensor, ...] = arguments) -> Any:
+        def gradient(call: Callable[..., Any], arguments: tuple[Tensor, ...] = arguments) -> Any:
             mixed, loss = call(*arguments)
-            return mixed, torch.autograd.grad(loss, arguments[1])
+            return mixed, torch.autograd.grad(loss, arguments[2])
 
-        runs: Calls = {name: partial(step, call) for name, call in hand_calls(mode, classes).items()}
+        eager = {name: in_a_row(step) for name, step in steps(classes).items()}
+        calls = in_mode(mode, {"ours": eager["MixUp"], "bare operations": eager["bare operations"]})
+        calls["by hand"] = eager["by hand"]
+        if mode == "eager":
+            calls |= {peer: eager[peer] for peer in others[3:]}
+        else:
+            # The draw is left out: np.random.beta breaks the graph, and Inductor of torch 2.13 fails on randperm.
+            compiled = torch.compile(in_a_row(hand_step), fullgraph=True)
+            calls["by hand, compiled"] = lambda x, y, logits, call=compiled: call(x, y, logits, *draw_by_hand(x))
+        runs: Calls = {name: partial(gradient, call) for name, call in calls.items()}
         label = [str(tuple(x.shape)), str(classes), mode]
         rows.append([*label, *bench.race(" ".join(["by hand", *label]), runs, [("ours", other) for other in others])])
     header = ["batch", "classes", "mode", "ours, ms", *(f"over {other}" for other in others)]
@@ -358,18 +447,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", type=torch.device, default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--quick", action="store_true", help="tiny sizes")
-    parser.add_argument("--json", type=Path, help="file for all figures")
     options = parser.parse_args()
     warnings.filterwarnings("ignore", category=DeprecationWarning)  # of the other libraries
     torch.manual_seed(0)
+    np.random.seed(0)
     with tqdm(unit="case", dynamic_ncols=True) as bar:
         bench = Bench(options.device, QUICK if options.quick else Sizes(), bar)
         bar.write("\n".join(f"{key}: {value}" for key, value in environment(options.device).items()))
+        bar.write("\n" + counts())
         for measure in (mixing, loss, by_hand, training):
             bar.write("\n" + measure(bench))
-    if options.json:
-        figures = {"environment": environment(options.device), "figures": bench.figures}
-        options.json.write_text(json.dumps(figures, indent=1))
 
 
 if __name__ == "__main__":

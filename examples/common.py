@@ -1,4 +1,4 @@
-"""What the examples share: data, a training loop, scores, tables, the option parser and the look of the pictures."""
+"""What the examples share: options, data, a network, a training loop, scores and tables."""
 
 from __future__ import annotations
 
@@ -8,19 +8,15 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import NamedTuple
 
-import matplotlib as mpl
 import sklearn.datasets
 import torch
 from einops import rearrange
-from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
-GREY, BLUE = "#7b818b", "#2f6fde"  # of the two runs of a comparison: without and with MixUp
-DIGIT_COLORS = ("#2f6fde", "#e8543a", "#17a673", "#9a4fd0", "#f08a00", "#0d9fc0", "#e0408f", "#6f8f1a")  # of 0 to 7
-PAPER = 0.96  # the grey of the empty pixels
+PLOT_STYLE = Path(__file__).with_name("pictures.mplstyle")
+GREY, BLUE, GREEN = "#7b818b", "#2f6fde", "#17a673"  # without mixing, with MixUp, with something else
 
 
 class Samples(NamedTuple):
@@ -41,23 +37,23 @@ class Scores(NamedTuple):
 Runs = dict[str, dict[str, list[list[Scores]]]]  # setting, training (the first without MixUp), seed, epoch
 
 
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows the docstring of a script as it is, and the defaults."""
+
+
 def example_parser(
     doc: str | None, *, epochs: int, batch_size: int, alpha: float | None = None
 ) -> argparse.ArgumentParser:
     """The options that the examples have in common, with the docstring of the script as help text."""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    default_device = "cuda" if torch.cuda.is_available() else "cpu"
-
-    def add(name: str, kind: Callable[[str], object], default: object, meaning: str) -> None:
-        parser.add_argument(name, type=kind, default=default, help=f"{meaning} (default: {default})")
-
+    parser = argparse.ArgumentParser(description=doc, formatter_class=HelpFormatter)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     if alpha is not None:
-        add("--alpha", float, alpha, "parameter of the Beta distribution of MixUp")
-    add("--epochs", int, epochs, "passes over the training samples, per run")
-    add("--seeds", int, 3, "runs per setting, for means and standard deviations")
-    add("--batch-size", int, batch_size, "training samples per step")
-    add("--device", torch.device, default_device, "where to train")
-    add("--out", Path, Path("out"), "folder for what is written")
+        parser.add_argument("--alpha", type=float, default=alpha, help="parameter of the Beta distribution of MixUp")
+    parser.add_argument("--epochs", type=int, default=epochs, help="passes over the training samples, per run")
+    parser.add_argument("--seeds", type=int, default=3, help="runs per setting, for means and standard deviations")
+    parser.add_argument("--batch-size", type=int, default=batch_size, help="training samples per step")
+    parser.add_argument("--device", type=torch.device, default=device, help="where to train")
+    parser.add_argument("--out", type=Path, default=Path("out"), help="folder for what is written")
     parser.add_argument("--compile", action="store_true", help="compile forward pass and loss as one graph")
     return parser
 
@@ -158,10 +154,12 @@ def mean_and_spread(values: Sequence[float]) -> str:
 
 def verdict(without: Sequence[float], with_mixing: Sequence[float], *, higher_is_better: bool) -> str:
     """A comparison in words: a difference counts if it exceeds the sum of the two standard deviations."""
+    if len(without) == 1:
+        return "no verdict from one seed"
     gain = (fmean(with_mixing) - fmean(without)) * (1 if higher_is_better else -1)
     if abs(gain) <= spread(without) + spread(with_mixing):
         return "no clear difference"
-    return f"{'better' if gain > 0 else 'worse'} by {abs(gain):.3f}" + (" (one seed)" if len(without) == 1 else "")
+    return f"{'better' if gain > 0 else 'worse'} by {abs(gain):.3f}"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -187,72 +185,8 @@ def report(runs: Runs) -> str:
             findings.append(f"{setting}, {name}: {', '.join(words)}.")
     scores = "Test scores after the last epoch, mean ± standard deviation over the seeds:"
     rule = "In words, where a difference counts if it exceeds the sum of the two standard deviations:"
-    return "\n".join(["", scores, "", table(["", "", *metrics], rows), "", rule, *findings])
-
-
-def set_plot_style() -> None:
-    """Large type and few lines: the look of all pictures."""
-    mpl.rcParams.update(
-        {
-            "axes.edgecolor": "#c4c8cf",
-            "axes.grid": True,
-            "axes.grid.axis": "y",
-            "axes.labelcolor": "#4a4f57",
-            "axes.spines.right": False,
-            "axes.spines.top": False,
-            "axes.titlelocation": "left",
-            "axes.titlepad": 14,
-            "axes.titlesize": 15,
-            "axes.titleweight": "bold",
-            "font.size": 13,
-            "grid.color": "#eceef1",
-            "lines.linewidth": 2.5,
-            "lines.solid_capstyle": "round",
-            "savefig.dpi": 160,
-            "text.color": "#22262c",
-            "xtick.color": "#6a6f78",
-            "xtick.major.size": 0,
-            "ytick.color": "#6a6f78",
-            "ytick.major.size": 0,
-        }
-    )
-
-
-def colored_digits(samples: Samples) -> tuple[Tensor, Tensor]:
-    """One picture ``(3, 8, 8)`` of each digit from 0 to 7, in a colour of its own; and the digits."""
-    digits = torch.arange(len(DIGIT_COLORS))
-    ink = torch.stack([samples.input[samples.target == digit][0] for digit in digits]).cpu()
-    colors = rearrange(torch.tensor([to_rgb(color) for color in DIGIT_COLORS]), "n rgb -> n rgb 1 1")
-    return PAPER - ink * (PAPER - colors), digits
-
-
-def draw_batches(batches: dict[str, Tensor], partners: Tensor, shares: dict[str, Tensor]) -> Figure:
-    """A row for each batch of coloured digits; under those with ``shares`` stand both labels and their weights."""
-    left, size, gap, caption = 0.95, 1.048, 0.084, 0.62  # inches
-    height = 2 * gap + len(batches) * (size + gap) + len(shares) * (caption - gap)
-    figure = Figure(figsize=(10, height))
-    bottom = height - gap
-    for name, batch in batches.items():
-        bottom -= size
-        figure.text((left - 0.12) / 10, (bottom + size / 2) / height, name, ha="right", va="center")
-        weights = shares[name].tolist() if name in shares else []
-        for column, image in enumerate(rearrange(batch, "n rgb h w -> n h w rgb")):
-            x = left + column * (size + gap)
-            axis = figure.add_axes((x / 10, bottom / height, size / 10, size / height))
-            axis.imshow(image)
-            axis.set_axis_off()
-            if weights:
-                caption_below(axis, weights[column], column, int(partners[column]))
-        bottom -= caption if weights else gap
-    return figure
-
-
-def caption_below(axis: Axes, weight: float, digit: int, partner: int) -> None:
-    """The label of a mixture: ``0.72 · "0"`` and, below it, ``+ 0.28 · "6"``, in the colours of the digits."""
-    shown = round(weight, 2)  # so that the two numbers add up to 1
-    for y, share, label in ((-0.17, f"{shown:.2f}", digit), (-0.38, f"+ {1 - shown:.2f}", partner)):
-        text = f'{share} · "{label}"'
-        axis.text(0.94, y, text, transform=axis.transAxes, ha="right", va="center", color=DIGIT_COLORS[label])
+    words = [rule, *findings] if len(next(iter(trainings.values()))) > 1 else ["One seed: no verdict."]
+    return "\n".join(["", scores, "", table(["", "", *metrics], rows), "", *words])
 
 
 def save(figure: Figure, path: Path) -> None:

@@ -1,6 +1,6 @@
 """MixUp in a plain training loop: a small network learns handwritten digits.
 
-python examples/quickstart.py   # under ten seconds on two CPU cores
+python examples/quickstart.py
 """
 
 import torch

@@ -8,7 +8,7 @@ ranks use them and NCCL, elsewhere the CPU and gloo; with ``--nnodes`` the same 
 
 A checkpoint is written after each epoch: model, optimizer and the random state of each rank. Kill the run at any time
 and start it again with the same command: it resumes after the last complete epoch, and ends with the same weights, bit
-for bit, as a run that was never killed. Takes about ten seconds on two CPU cores.
+for bit, as a run that was never killed.
 """
 
 from __future__ import annotations

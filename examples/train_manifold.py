@@ -1,6 +1,6 @@
 """Manifold mixup: MixUp at a layer drawn for each batch, beside MixUp of the input and none.
 
-    python examples/train_manifold.py             # about half a minute on two CPU cores
+    python examples/train_manifold.py
     python examples/train_manifold.py --noise 0   # on clean labels
     python examples/train_manifold.py --compile   # the draw of the layer breaks no graph
 
@@ -52,7 +52,7 @@ class ManifoldMixUp(nn.Module):
 def main() -> None:
     """Train each of the three ways, then print the results."""
     parser = example_parser(__doc__, alpha=8.0, epochs=40, batch_size=100)
-    parser.add_argument("--noise", type=float, default=0.5, help="share of training labels redrawn (default: 0.5)")
+    parser.add_argument("--noise", type=float, default=0.5, help="share of training labels redrawn")
     args = parser.parse_args()
     torch.set_num_threads(1)  # so small a net gains nothing from more
     train, test = load_digits(args.device)

@@ -1,6 +1,6 @@
 """The modern image recipe, whole: MixUp or CutMix for each batch, and everything that usually stands around them.
 
-    python examples/train_recipe.py             # about two minutes on two CPU cores
+    python examples/train_recipe.py
     python examples/train_recipe.py --compile   # forward pass and loss as one graph
 
 The parts: ``RandomChoice([MixUp(0.8), CutMix(1.0)])``, label smoothing, an exponential moving average (EMA) of the
@@ -145,13 +145,13 @@ def save_progress(path: Path, progress: dict[str, Any]) -> None:
 def main() -> None:
     """Train with every mixer on every seed, then print the results."""
     parser = example_parser(__doc__, epochs=40, batch_size=50)
-    parser.add_argument("--noise", type=float, default=0.5, help="share of training labels redrawn (default: 0.5)")
-    parser.add_argument("--lr", type=float, default=4e-3, help="highest learning rate (default: 0.004)")
-    parser.add_argument("--smoothing", type=float, default=0.1, help="label smoothing (default: 0.1)")
-    parser.add_argument("--ema-decay", type=float, default=0.98, help="decay of the averaged weights (default: 0.98)")
-    parser.add_argument("--accumulate", type=int, default=2, help="batches per optimizer step (default: 2)")
-    parser.add_argument("--warmup-epochs", type=int, default=4, help="epochs of rising learning rate (default: 4)")
-    parser.add_argument("--unmixed-epochs", type=int, default=4, help="last epochs, without mixing (default: 4)")
+    parser.add_argument("--noise", type=float, default=0.5, help="share of training labels redrawn")
+    parser.add_argument("--lr", type=float, default=4e-3, help="highest learning rate")
+    parser.add_argument("--smoothing", type=float, default=0.1, help="label smoothing")
+    parser.add_argument("--ema-decay", type=float, default=0.98, help="decay of the averaged weights")
+    parser.add_argument("--accumulate", type=int, default=2, help="batches per optimizer step")
+    parser.add_argument("--warmup-epochs", type=int, default=4, help="epochs of rising learning rate")
+    parser.add_argument("--unmixed-epochs", type=int, default=4, help="last epochs, without mixing")
     args = parser.parse_args()
     torch.set_num_threads(1)  # so small a net gains nothing from more
     train, test = load_digits(args.device)

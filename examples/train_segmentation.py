@@ -1,6 +1,6 @@
 """Segmentation: a label for each pixel, some of them ignored, without mixing, with MixUp and with CutMix.
 
-    python examples/train_segmentation.py   # about 40 seconds on two CPU cores
+    python examples/train_segmentation.py
 
 The pictures are drawn here: a disc and a square of random size, place and brightness on noise. The labels, of shape
 ``(B, H, W)``, are background, disc or square, and IGNORE along each outline, as in data sets whose outlines are

@@ -1,6 +1,6 @@
 """MixUp beyond images: regression and classification of tables, and classification of time series.
 
-    python examples/train_tabular.py               # about twenty seconds on two CPU cores
+    python examples/train_tabular.py
     python examples/train_tabular.py --alpha 0.2   # weaker mixing hurts the waves less
 
 Three small problems, each trained without and with MixUp from the same weights on the same batches:

@@ -1,6 +1,6 @@
 """Text: a small transformer predicts the topic of a passage, or the punctuation after each word, with MixUp.
 
-    python examples/train_text.py             # about a minute on two CPU cores
+    python examples/train_text.py
 
 The text is the help that comes with Python: passages of 5 to 30 words from its eight longest topics, half of them to
 train and half to test. One task has a label per passage, its topic. The other has a label per word, of shape
