@@ -29,7 +29,7 @@ def mix_inputs(input: Tensor, mix: Mix) -> Tensor:
             :mod:`~mixup_nn.sampling`.
 
     Returns:
-        The mixed batch: shape, dtype, device and memory format of ``input``, and differentiable in it and in ``lam``.
+        The mixed batch; shape, dtype, device and memory format of ``input``, and differentiable in it and in ``lam``.
 
     Raises:
         TypeError: ``input`` is not a dense floating-point tensor, or ``mix`` is not a :class:`~mixup_nn.Mix`.

@@ -6,6 +6,7 @@ import ast
 import io
 import os
 import re
+import shutil
 import socket
 import sys
 import tarfile
@@ -75,6 +76,30 @@ def test_wheel_and_sdist_hold_the_package_and_no_pictures(tmp_path: Path, monkey
     assert files >= {"mixup_nn/py.typed", "README.md", "LICENSE", "CHANGELOG.md", "docs/guide.md", "pyproject.toml"}
     assert files >= {"tests/test_package.py", "examples/common.py"}
     assert not [name for name in files if name.endswith(".png") or name.startswith((".ci", ".github", "out/"))]
+
+
+def test_links_of_the_readme_lead_to_the_repository_on_a_package_index(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("LICENSE", "README.md"):
+        shutil.copy(ROOT / name, name)
+    shutil.copytree(ROOT / "mixup_nn", "mixup_nn")
+    settings, places = re.subn(
+        r"(# The one place for the address .*\n)replacement = .*",
+        r"\1replacement = 'https://host/\\1/$HFPR_VERSION/'",
+        (ROOT / "pyproject.toml").read_text(),
+    )
+    assert places == 1
+    Path("pyproject.toml").write_text(settings)
+
+    with zipfile.ZipFile(build.build_wheel(str(tmp_path))) as wheel:
+        readme = wheel.read(f"mixup_nn-{mixup_nn.__version__}.dist-info/METADATA").decode().partition("\n\n")[2]
+    plain = re.sub(rf"https://host/(blob|raw)/{re.escape(mixup_nn.__version__)}/", "", readme)
+    assert plain == (ROOT / "README.md").read_text()
+    for bang, link in re.findall(r"(!?)\[[^][]*\]\(([^)]+)\)", FENCE.sub("", readme)):
+        assert "://" in link
+        assert not link.startswith("https://host/") or link.startswith(f"https://host/{'raw' if bang else 'blob'}/")
 
 
 # Pages
