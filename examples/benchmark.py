@@ -296,10 +296,10 @@ def draw_by_hand(x: Tensor) -> tuple[float, Tensor]:
 
 def bare_step(x: Tensor, y: Tensor, logits: Tensor, alpha: float = 0.2) -> Parts:
     """The operations of ``MixUp`` and ``MixUpCriterion``, without modules and checks."""
-    e, v = torch.empty((), device=x.device).exponential_(), torch.rand((), device=x.device)
-    lam = torch.sigmoid(2 * torch.asinh(torch.expm1(e / alpha).sqrt() * torch.cos(2 * math.pi * v)))
+    u, v = torch.rand((2,), device=x.device)
+    lam = torch.sigmoid(2 * torch.asinh(torch.expm1(torch.log(u) / -alpha).sqrt() * torch.cos(2 * math.pi * v)))
     order = torch.rand((len(x),), device=x.device).argsort()
-    index = order.index_copy(0, order, torch.cat((order[1:], order[:1])))
+    index = torch.empty_like(order).index_copy_(0, order, torch.cat((order[1:], order[:1])))
     yield x.index_select(0, index).lerp_(x, lam)
     log_probs = logits.log_softmax(1)
     yield torch.lerp(F.nll_loss(log_probs, y[index]), F.nll_loss(log_probs, y), lam)

@@ -27,6 +27,7 @@ from mixup_nn.sampling import sample_beta, sample_cutmix, sample_mixup
 
 from .cases import MIXERS, applied, each_mixer, every_lam, lams_of, through_pickle
 from .test_sampling import LEVEL, assert_beta
+from .versions import COPIES_OF_A_LOSS, EXPORT_RESTORES, FEWEST_LOOPS, MESSAGES, UNKNOWN_SIZES
 
 CLASSES = 10  # from 8 on Inductor does not unroll a row of logits
 LAMS = lams_of(8, 8)
@@ -173,10 +174,10 @@ def test_criterion_equals_eager_for_every_kind_of_loss_and_lam(
 ) -> None:
     losses = [make() for make in LOSSES.values()]
     losses = [loss for loss in losses if isinstance(loss, (nn.CrossEntropyLoss, nn.NLLLoss)) == indices]
-    if torch.__version__ < "2.12":
+    if not COPIES_OF_A_LOSS:
         losses = [loss for loss in losses if isinstance(loss, nn.CrossEntropyLoss)]
     if not losses:
-        pytest.skip("before torch 2.12 Dynamo does not trace the copy of a loss that is taken without reduction")
+        pytest.skip(f"before torch {COPIES_OF_A_LOSS.version} {COPIES_OF_A_LOSS.why}")
     dense = losses[:2] if indices else losses  # torch takes no dense targets with ignore_index >= 0 or NLLLoss
     criteria = [MixUpCriterion(loss, interpolate_loss=True) for loss in losses]
     criteria += [MixUpCriterion(loss, interpolate_loss=False) for loss in dense]
@@ -340,7 +341,7 @@ def test_batch_sizes_cost_no_more_graphs_than_without_a_mixer(make: Callable[[],
     assert graphs_of_batch_sizes(lambda x, y: criterion(head(mixer(x)), y)) == graphs_without_a_mixer()
 
 
-@pytest.mark.skipif(torch.__version__ < "2.13", reason="an older Dynamo compares sizes that it does not know")
+@UNKNOWN_SIZES.required
 @pytest.mark.parametrize(
     ("backend", "names"),
     (("aot_eager", ("mixup", "mixup_per_sample", "cutmix", "choice")), ("inductor", ("choice",))),
@@ -479,7 +480,7 @@ def test_errors_are_those_of_the_library(fullgraph: bool) -> None:
         with pytest.raises(Exception) as raised:  # noqa: PT011  # older torch does not pass the message on
             function(*args)
         assert raised.type is (Unsupported if fullgraph else kind)
-        assert message in str(raised.value) or (fullgraph and torch.__version__ < "2.13")
+        assert message in str(raised.value) or (fullgraph and not MESSAGES)
 
     assert_raises(RuntimeError, "expected the linked mixer to have mixed a batch, got none", loss_of, output, target)
     assert_raises(ValueError, "expected inputs of shape (B, C, *spatial)", mix, output)
@@ -597,7 +598,7 @@ def test_criterion_is_one_kernel_forward_and_one_backward(name: str, per_sample:
     mix = sample_mixup(64, per_sample=per_sample)
     code = inductor_code(MixUpCriterion(LOSSES[name]()), input, target, mix, backward=True)
     assert code.launches == [1, 1]
-    if name != "smoothed" and torch.__version__ >= "2.13":  # an older Inductor writes a loop or two more
+    if name != "smoothed" and FEWEST_LOOPS:
         assert code.loops <= code_of_the_plain_loss(name).loops
 
 
@@ -626,7 +627,7 @@ def test_export_of_the_eval_model_is_the_model_without_it(strict: bool) -> None:
     torch.testing.assert_close(exported(input), head(input))
 
 
-@pytest.mark.skipif(torch.__version__ < "2.10", reason="before torch 2.10 export does not put last_mix back")
+@EXPORT_RESTORES.required
 @pytest.mark.filterwarnings("ignore:While compiling, we found certain side effects:UserWarning")  # last_mix, not kept
 @pytest.mark.filterwarnings("ignore:The tensor attributes self:UserWarning")  # torch puts them back
 @pytest.mark.parametrize("drawn_before", (False, True))

@@ -18,6 +18,7 @@ from mixup_nn import Mix, MixUpCriterion
 
 from . import reference
 from .cases import SCALAR, every_lam, unreduced
+from .versions import LINEAR_CROSS_ENTROPY
 
 each_lam = every_lam(2, 2)
 
@@ -196,7 +197,7 @@ INDEX_OPTIONS: dict[str, dict[str, Any]] = {
 each_index_option = pytest.mark.parametrize("options", INDEX_OPTIONS.values(), ids=INDEX_OPTIONS)
 
 
-@pytest.mark.skipif(not hasattr(nn, "LinearCrossEntropyLoss"), reason="new in torch 2.13")
+@LINEAR_CROSS_ENTROPY.required
 @each_index_option
 @each_lam
 def test_linear_cross_entropy_is_the_cross_entropy_of_its_logits(mix: Mix, options: dict[str, Any]) -> None:
