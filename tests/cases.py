@@ -1,20 +1,26 @@
-"""The mixes, mixers and decorators that several test files share."""
+"""The mixes, mixers, decorators and processes that several test files share."""
 
 from __future__ import annotations
 
 import copy
+import os
 import pickle
 from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.multiprocessing.spawn import spawn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from mixup_nn import CutMix, Mix, Mixer, MixUp, RandomChoice
 
+RANKS = 2
 CYCLE = torch.tensor([2, 3, 1, 0])
 SCALAR = Mix(torch.tensor(0.3), CYCLE)
 PER_SAMPLE = Mix(torch.tensor([0.1, 0.6, 1.0, 0.0]), CYCLE)
@@ -71,6 +77,23 @@ def applied(mixer: Mixer) -> Mix:
 def through_pickle(module: Any) -> Any:
     """A copy by way of pickle."""
     return pickle.loads(pickle.dumps(module))
+
+
+def run_rank(rank: int, work: Callable[[], Any], folder: Path) -> None:
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(RANKS), LOCAL_WORLD_SIZE=str(RANKS))
+    dist.init_process_group("gloo", f"file://{folder}/store", timedelta(minutes=5), world_size=RANKS, rank=rank)
+    torch.save(work(), folder / f"{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+    # torch's caches hold the group of a sharded model, and with it gloo's threads. One that frees a tensor only while
+    # Python shuts down aborts the process (torch 2.13), so that the exit code would be a matter of chance.
+    os._exit(0)
+
+
+def results_of_ranks(work: Callable[[], Any], folder: Path) -> list[Any]:
+    """What ``work`` returned in each process of a group; raises with the traceback of a process that failed."""
+    spawn(run_rank, (work, folder), nprocs=RANKS)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(RANKS)]
 
 
 def unreduced(loss: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:

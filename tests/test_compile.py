@@ -501,7 +501,7 @@ def test_errors_are_those_of_the_library(fullgraph: bool) -> None:
 def test_compiled_in_place_it_draws_afresh_and_a_copy_of_it_has_its_own_mode(
     make: Callable[[], Mixer], copy_of: Callable[[Any], Any]
 ) -> None:
-    mixer, (input, _) = make(), images(8)
+    mixer, (input, _) = make(), images(8, size=16)  # so large that a box without a pixel is rare
     mixer.compile(backend="eager", fullgraph=True)
     outputs = [mixer(input) for _ in range(3)]
     assert not torch.equal(outputs[0], outputs[1])

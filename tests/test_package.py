@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import ast
 import io
-import os
 import re
 import shutil
-import socket
 import sys
 import tarfile
 import types
 import zipfile
 from collections.abc import Iterator
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,11 +21,12 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState  # type: ignore[import-untyped]
 from torch import Tensor, nn
-from torch.multiprocessing.spawn import spawn
 
 import mixup_nn
 from mixup_nn import MixUp
 from mixup_nn.functional import mix_inputs
+
+from .cases import RANKS, results_of_ranks
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
@@ -235,17 +235,6 @@ def test_hugging_face_gradients_are_the_plain_ones_over_accumulation_steps(steps
     torch.testing.assert_close(*hugging_face_step(steps, 1, str(tmp_path)))
 
 
-def run_rank(rank: int, port: int, folder: str) -> None:
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2",
-        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
-    )  # fmt: skip
-    torch.testing.assert_close(*hugging_face_step(4, 2, folder))
-    torch.distributed.destroy_process_group()
-
-
 def test_hugging_face_gradients_are_the_plain_ones_over_two_processes(tmp_path: Path) -> None:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        port = server.getsockname()[1]
-    spawn(run_rank, (port, str(tmp_path)), nprocs=2)
+    for gradients in results_of_ranks(partial(hugging_face_step, 4, RANKS, str(tmp_path)), tmp_path):
+        torch.testing.assert_close(*gradients)
