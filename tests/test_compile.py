@@ -22,12 +22,12 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint
 
 from mixup_nn import CutMix, Mix, Mixer, MixUp, MixUpCriterion, RandomChoice
-from mixup_nn.functional import mix_inputs, mixup_batch
+from mixup_nn.functional import mix_inputs, mix_targets, mixup_batch
 from mixup_nn.sampling import sample_beta, sample_cutmix, sample_mixup
 
 from .cases import MIXERS, applied, each_mixer, every_lam, lams_of, through_pickle
 from .test_sampling import LEVEL, assert_beta
-from .versions import COPIES_OF_A_LOSS, EXPORT_RESTORES, FEWEST_LOOPS, MESSAGES, UNKNOWN_SIZES
+from .versions import COPIES_OF_A_LOSS, EXPORT_RESTORES, FEWEST_LOOPS, MESSAGES, PROPERTIES_OF_A_MIX, UNKNOWN_SIZES
 
 CLASSES = 10  # from 8 on Inductor does not unroll a row of logits
 LAMS = lams_of(8, 8)
@@ -392,9 +392,9 @@ class TwoInputs(nn.Module):
         super().__init__()
         self.mixer = mixer
 
-    def forward(self, image: Tensor, table: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    def forward(self, image: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
         image, mix = self.mixer(image), self.mixer.last_mix
-        return (image, table, None) if mix is None else (image, mix_inputs(table, Mix(mix.share, mix.index)), mix.share)
+        return image, table if mix is None else mix_targets(table, mix)
 
 
 @each_mixer
@@ -403,12 +403,23 @@ def test_there_is_no_draw_in_eval_mode_in_compiled_code(make: Callable[[], Mixer
     step = compiled(model, backend="aot_eager")
     for _ in range(2):
         mixed = step(image, table)
-        mix = applied(model.train().mixer)
-        expected = mix_inputs(image, mix), mix_inputs(table, Mix(mix.share, mix.index)), mix.share
-        torch.testing.assert_close(mixed, expected)
+        mix = applied(model.mixer)
+        torch.testing.assert_close(mixed, (mix_inputs(image, mix), mix_targets(table, mix)))
         model.eval()
-        torch.testing.assert_close(step(image, table), (image, table, None))
+        torch.testing.assert_close(step(image, table), (image, table))
         model.train()
+
+
+@PROPERTIES_OF_A_MIX.required
+@each_mixer
+def test_the_share_of_a_mix_in_compiled_code(make: Callable[[], Mixer]) -> None:
+    mixer, (image, _) = make(), images()
+
+    def share(image: Tensor) -> Tensor:
+        mixer(image)
+        return applied(mixer).share
+
+    torch.testing.assert_close(compiled(share, backend="aot_eager")(image), applied(mixer).share)
 
 
 def scheduled(mixers: nn.Module, name: str) -> list[Any]:

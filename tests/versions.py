@@ -25,6 +25,7 @@ class Since:
 
 EXPORT_RESTORES = Since("2.10", "export does not put last_mix back")
 COPIES_OF_A_LOSS = Since("2.12", "Dynamo does not trace the copy of a loss that is taken without reduction")
+PROPERTIES_OF_A_MIX = Since("2.13", "Dynamo does not trace mix.share, a property of a named tuple")
 UNKNOWN_SIZES = Since("2.13", "Dynamo compares sizes that it does not know")
 MESSAGES = Since("2.13", "Dynamo does not pass on the message of an error under fullgraph")
 FEWEST_LOOPS = Since("2.13", "Inductor writes a loop or two more")
