@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 
 import mixup_nn
-from mixup_nn import MixUp
+from mixup_nn import CutMix, MixUp
 from mixup_nn.functional import mix_inputs
 
 ROOT = Path(__file__).parent.parent
@@ -166,6 +166,39 @@ def test_model_eval_reaches_a_hooked_mixer_and_the_model_can_be_saved(hook: str,
         torch.testing.assert_close(output, each.body(mix_inputs(input, each.mixup.last_mix)))
         each.eval()
         assert torch.equal(each(pixel_values=input) if keyword else each(input), each.body(input))
+
+
+@pytest.mark.parametrize(
+    "mixup, cutmix, kinds, weights",
+    (
+        (0.8, 1.0, [MixUp, CutMix], (0.75, 0.25)),
+        (0.0, 1.0, [CutMix], (1.0,)),  # a MixUp(0) in the choice would leave half the batches unmixed
+        (0.8, 0.0, [MixUp], (1.0,)),
+        (0.0, 0.0, [MixUp], (1.0,)),
+    ),
+)
+@pytest.mark.parametrize("mode", ("batch", "elem"))
+def test_flags_of_timm_become_a_choice_of_the_mixers_that_are_on(
+    mixup: float, cutmix: float, kinds: list[type], weights: tuple[float, ...], mode: str
+) -> None:
+    page = run_blocks("docs/coming-from.md", "import torch\n", "def mixer_of_flags")
+    options = {"mixup_prob": 0.9, "mixup_switch_prob": 0.25, "mixup_mode": mode}
+    choice = page["mixer_of_flags"](types.SimpleNamespace(mixup=mixup, cutmix=cutmix, **options))
+    assert [type(mixer) for mixer in choice.mixers] == kinds
+    assert [mixer.alpha for mixer in choice.mixers] == ([alpha for alpha in (mixup, cutmix) if alpha] or [0.0])
+    assert (choice.weights, choice.p) == (weights, 0.9)
+    input = torch.rand(4, 3, 8, 8)
+    if mixup or cutmix:
+        assert all(each.per_sample is (mode == "elem") for each in (choice, *choice.mixers))
+    else:
+        assert torch.equal(choice(input), input)
+
+
+def test_flags_of_timm_refuse_the_mode_that_no_mixer_of_the_package_has() -> None:
+    page = run_blocks("docs/coming-from.md", "import torch\n", "def mixer_of_flags")
+    flags = types.SimpleNamespace(mixup=0.8, cutmix=1.0, mixup_prob=1.0, mixup_switch_prob=0.5, mixup_mode="pair")
+    with pytest.raises(ValueError, match="expected --mixup-mode batch or elem, got pair"):
+        page["mixer_of_flags"](flags)
 
 
 def hugging_face_step(steps: int, ranks: int, folder: str) -> tuple[Tensor, Tensor]:
