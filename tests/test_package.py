@@ -182,8 +182,8 @@ def test_flags_of_timm_become_a_choice_of_the_mixers_that_are_on(
     mixup: float, cutmix: float, kinds: list[type], weights: tuple[float, ...], mode: str
 ) -> None:
     page = run_blocks("docs/coming-from.md", "import torch\n", "def mixer_of_flags")
-    options = {"mixup_prob": 0.9, "mixup_switch_prob": 0.25, "mixup_mode": mode}
-    choice = page["mixer_of_flags"](types.SimpleNamespace(mixup=mixup, cutmix=cutmix, **options))
+    flags = timm_flags(mixup=mixup, cutmix=cutmix, mixup_prob=0.9, mixup_switch_prob=0.25, mixup_mode=mode)
+    choice = page["mixer_of_flags"](flags)
     assert [type(mixer) for mixer in choice.mixers] == kinds
     assert [mixer.alpha for mixer in choice.mixers] == ([alpha for alpha in (mixup, cutmix) if alpha] or [0.0])
     assert (choice.weights, choice.p) == (weights, 0.9)
@@ -194,11 +194,20 @@ def test_flags_of_timm_become_a_choice_of_the_mixers_that_are_on(
         assert torch.equal(choice(input), input)
 
 
-def test_flags_of_timm_refuse_the_mode_that_no_mixer_of_the_package_has() -> None:
+@pytest.mark.parametrize("flags", ({"mixup_mode": "pair"}, {"cutmix_minmax": [0.2, 0.8]}))
+def test_flags_of_timm_that_no_mixer_of_the_package_has_are_refused(flags: dict[str, Any]) -> None:
     page = run_blocks("docs/coming-from.md", "import torch\n", "def mixer_of_flags")
-    flags = types.SimpleNamespace(mixup=0.8, cutmix=1.0, mixup_prob=1.0, mixup_switch_prob=0.5, mixup_mode="pair")
-    with pytest.raises(ValueError, match="expected --mixup-mode batch or elem, got pair"):
-        page["mixer_of_flags"](flags)
+    with pytest.raises(ValueError, match="expected --mixup-mode batch or elem and no --cutmix-minmax"):
+        page["mixer_of_flags"](timm_flags(mixup=0.8, **flags))
+
+
+def timm_flags(**given: Any) -> types.SimpleNamespace:
+    """The flags that timm's train.py has for mixing, with its defaults."""
+    flags = {
+        "mixup": 0.0, "cutmix": 0.0, "cutmix_minmax": None,
+        "mixup_prob": 1.0, "mixup_switch_prob": 0.5, "mixup_mode": "batch",
+    }  # fmt: skip
+    return types.SimpleNamespace(**{**flags, **given})
 
 
 def hugging_face_step(steps: int, ranks: int, folder: str) -> tuple[Tensor, Tensor]:
