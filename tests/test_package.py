@@ -23,7 +23,7 @@ from accelerate.state import AcceleratorState  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
 import mixup_nn
-from mixup_nn import MixUp
+from mixup_nn import CutMix, MixUp
 from mixup_nn.functional import mix_inputs
 
 from .cases import RANKS, results_of_ranks
@@ -191,6 +191,48 @@ def test_model_eval_reaches_a_hooked_mixer_and_the_model_can_be_saved(hook: str,
         torch.testing.assert_close(output, each.body(mix_inputs(input, each.mixup.last_mix)))
         each.eval()
         assert torch.equal(each(pixel_values=input) if keyword else each(input), each.body(input))
+
+
+@pytest.mark.parametrize(
+    "mixup, cutmix, kinds, weights",
+    (
+        (0.8, 1.0, [MixUp, CutMix], (0.75, 0.25)),
+        (0.0, 1.0, [CutMix], (1.0,)),  # a MixUp(0) in the choice would leave half the batches unmixed
+        (0.8, 0.0, [MixUp], (1.0,)),
+        (0.0, 0.0, [MixUp], (1.0,)),
+    ),
+)
+@pytest.mark.parametrize("mode", ("batch", "elem"))
+def test_flags_of_timm_become_a_choice_of_the_mixers_that_are_on(
+    mixup: float, cutmix: float, kinds: list[type], weights: tuple[float, ...], mode: str
+) -> None:
+    page = run_blocks("docs/coming-from.md", "import torch\n", "def mixer_of_flags")
+    flags = timm_flags(mixup=mixup, cutmix=cutmix, mixup_prob=0.9, mixup_switch_prob=0.25, mixup_mode=mode)
+    choice = page["mixer_of_flags"](flags)
+    assert [type(mixer) for mixer in choice.mixers] == kinds
+    assert [mixer.alpha for mixer in choice.mixers] == ([alpha for alpha in (mixup, cutmix) if alpha] or [0.0])
+    assert (choice.weights, choice.p) == (weights, 0.9)
+    input = torch.rand(4, 3, 8, 8)
+    if mixup or cutmix:
+        assert all(each.per_sample is (mode == "elem") for each in (choice, *choice.mixers))
+    else:
+        assert torch.equal(choice(input), input)
+
+
+@pytest.mark.parametrize("flags", ({"mixup_mode": "pair"}, {"cutmix_minmax": [0.2, 0.8]}))
+def test_flags_of_timm_that_no_mixer_of_the_package_has_are_refused(flags: dict[str, Any]) -> None:
+    page = run_blocks("docs/coming-from.md", "import torch\n", "def mixer_of_flags")
+    with pytest.raises(ValueError, match="expected --mixup-mode batch or elem and no --cutmix-minmax"):
+        page["mixer_of_flags"](timm_flags(mixup=0.8, **flags))
+
+
+def timm_flags(**given: Any) -> types.SimpleNamespace:
+    """The flags that timm's train.py has for mixing, with its defaults."""
+    flags = {
+        "mixup": 0.0, "cutmix": 0.0, "cutmix_minmax": None,
+        "mixup_prob": 1.0, "mixup_switch_prob": 0.5, "mixup_mode": "batch",
+    }  # fmt: skip
+    return types.SimpleNamespace(**{**flags, **given})
 
 
 def hugging_face_step(steps: int, ranks: int, folder: str) -> tuple[Tensor, Tensor]:
