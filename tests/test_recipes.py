@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mixup_nn import CutMix, Mix, Mixer, MixUp, MixUpCriterion, RandomChoice
-from mixup_nn.functional import mix_inputs, mix_targets
+from mixup_nn.functional import mix_inputs, mix_loss, mix_targets
 from mixup_nn.sampling import sample_beta
 
 from .cases import MIXERS, applied
@@ -236,6 +236,19 @@ def test_a_video_keeps_or_takes_whole_frames_alike(spatial_dims: int) -> None:
             for a, b in itertools.product(range(clip.shape[1]), range(clip.shape[2])):
                 frame = lam[0, 0, 0 if spatial_dims == 2 else b]
                 assert torch.equal(output[i, a, b], clip[i, a, b].where(frame == 1, clip[j, a, b]))
+
+
+@seeds
+def test_labels_of_frames_take_the_share_of_their_frame(seed: int) -> None:
+    page = recipe("clips =", "of_frames =", seed=seed)
+    mix, labels, losses = page["mix"], page["frame_labels"], []
+    for i, j in enumerate(mix.index.tolist()):
+        for t in range(labels.shape[1]):
+            pixels = mix.lam[0, 0, t].flatten().tolist()
+            lam = pixels.count(1.0) / len(pixels)
+            logits = page["output"][i, :, t]
+            losses.append(lam * nll(logits, labels[i, t]) + (1 - lam) * nll(logits, labels[j, t]))
+    close(page["loss"], torch.stack(losses).mean())
 
 
 # Partners
@@ -608,13 +621,14 @@ def test_a_smaller_output_takes_a_smaller_lam_and_smaller_labels(seed: int) -> N
     close(page["loss"], torch.stack(losses).mean())
 
 
-def test_targets_that_look_like_positions_take_the_share() -> None:
-    page = recipe("def classmix(", "hard =", "half =", "attributes, output")
-    mix, attributes, losses = page["mix"], page["attributes"], []
+def test_targets_of_another_shape_take_the_share() -> None:
+    page = recipe("def classmix(", "hard =", "half =", "points, output")
+    mix, points, output = page["mix"], page["points"].double(), page["output"].double()
+    errors = []
     for i, j in enumerate(mix.index.tolist()):
-        for k, lam in ((i, share(mix, i)), (j, 1 - share(mix, i))):
-            losses += [lam * nll(page["output"][i, :, a], attributes[k, a]) for a in range(4)]
-    close(page["loss"], torch.stack(losses).sum() / attributes.numel())
+        target = share(mix, i) * points[i] + (1 - share(mix, i)) * points[j]
+        errors.append((output[i] - target) ** 2)
+    close(page["loss"], torch.stack(errors).mean())
 
 
 @seeds
@@ -634,6 +648,17 @@ def test_dice_of_a_cut_batch_is_that_of_its_hard_map(seed: int) -> None:
             scores.append(1 - (2 * overlap + 1) / (total + 1))
         losses.append(sum(scores) / K)
     close(page["loss"], sum(losses) / len(losses))
+
+
+def test_only_mixed_targets_make_a_perfect_map_a_perfect_dice() -> None:
+    page = recipe("def dice(")
+    mix, maps, K = applied(page["cutmix"]), page["maps"], page["K"]
+    hard = maps.where(mix.lam[0] == 1, maps[mix.index])
+    perfect = 100 * one_hot(hard, K)
+    assert page["criterion"](perfect, maps).max() < 1e-6
+    dense = one_hot(maps, K)
+    interpolated = mix_loss(page["dice"], perfect, dense, mix._replace(lam=mix.share))
+    assert interpolated.min() > 0.1
 
 
 @seeds
