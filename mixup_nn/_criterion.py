@@ -118,6 +118,7 @@ class MixUpCriterion(nn.Module):
         if interpolate_loss is None:
             interpolate_loss = needs_hard_targets(loss)
         if interpolate_loss or not floating:
+            _check_nesting(loss, mix)
             return mix_loss(loss, input, target, mix)
         return loss(input, mix_targets(target, mix))
 
@@ -148,20 +149,29 @@ class MixUpCriterion(nn.Module):
 
 def _dense(input: Any, target: Tensor, mix: Mix | None) -> Tensor:
     """Class indices as (mixed) probabilities, as many as the output has, in its dtype."""
-    if not isinstance(input, Tensor) or input.ndim < 2:
-        got = f"shape {tuple(input.shape)}" if isinstance(input, Tensor) else type(input).__name__
-        fix = "give dense targets, or use interpolate_loss=True"
-        raise ValueError(f"expected an output of shape (B, C, *) for class indices made dense, got {got}; {fix}")
+    if not isinstance(input, Tensor) or input.ndim < 2 or target.shape != input.shape[:1] + input.shape[2:]:
+        got = f"{tuple(input.shape) if isinstance(input, Tensor) else type(input).__name__} and {tuple(target.shape)}"
+        fix = "give dense and multi-hot targets as floats, or use interpolate_loss=True"
+        raise ValueError(f"expected an output (B, C, *) for class indices (B, *) made dense, got {got}; {fix}")
     if mix is None:
         return one_hot(target, input.shape[1], input.dtype)
     return mix_targets(target, mix, input.shape[1]).to(input.dtype)
 
 
+def _check_nesting(loss: object, mix: Mix) -> None:
+    """Raise where the criterion inside would need the weights of the partners too."""
+    if isinstance(loss, MixUpCriterion) and isinstance(mix, Mix) and mix.lam.ndim and mix.lam.shape[0] > 1:
+        fix = "mix dense targets by both, mix_targets(mix_targets(y, first), second), or draw the first per batch"
+        raise ValueError(f"expected one lam per batch of the mix applied first, got one per sample; {fix}")
+
+
 def _check_mixer(mixer: object) -> None:
     """Raise unless a criterion can follow ``mixer``."""
+    if isinstance(mixer, type):
+        raise TypeError(f"expected mixer to be a Mixer, got the class {mixer.__name__}; use {mixer.__name__}()")
     if mixer is not None and not isinstance(mixer, Mixer):
-        got = f"the class {mixer.__name__}" if isinstance(mixer, type) else type(mixer).__name__
-        raise TypeError(f"expected mixer to be a Mixer, got {got}; link the mixer, not what holds or wraps it")
+        fix = "link the mixer, not what holds or wraps it"
+        raise TypeError(f"expected mixer to be a Mixer, got {type(mixer).__name__}; {fix}")
 
 
 def _check_loss(loss: object, interpolate_loss: object) -> None:

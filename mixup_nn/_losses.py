@@ -77,11 +77,10 @@ def mix_loss(loss: Callable[[Any, Tensor], Tensor], input: Any, target: Tensor, 
         loss = _unreduced(loss)
     losses = loss(input, target), loss(input, partner)
     _check_returned(losses[0], lam, loss, input, target)
-    mixed, weights = _interpolate(losses, lam), None
-    if reduction == "mean" and isinstance(loss, INDEX_LOSSES) and not target.is_floating_point():
-        both = _class_weights((target, partner), loss.weight, loss.ignore_index, mixed.dtype)
-        weights = _interpolate(both, lam)
-    mixed = _reduce(mixed, weights, "none" if reduction is None else reduction)
+    mixed = _interpolate(losses, lam)
+    if reduction is not None:
+        weights = _weights_of_mean(loss, (target, partner), lam, mixed.dtype) if reduction == "mean" else None
+        mixed = _reduce(mixed, weights, reduction)
     return mixed.to(losses[0].dtype) if losses[0].is_floating_point() else mixed
 
 
@@ -184,10 +183,10 @@ def needs_hard_targets(loss: object) -> bool:
 
 def _is_plain_cross_entropy(loss: object) -> bool:
     """Whether calling ``loss`` would do nothing else than torch's cross entropy: no subclass, no hooks."""
-    if type(loss) is not nn.CrossEntropyLoss or "forward" in loss.__dict__ or _has_any_global_hook():
+    if type(loss) is not nn.CrossEntropyLoss or not is_cross_entropy(loss):
         return False
     hooks = loss._forward_hooks, loss._forward_pre_hooks, loss._backward_hooks, loss._backward_pre_hooks
-    return not any(hooks)
+    return not (any(hooks) or _has_any_global_hook())
 
 
 def _check_two_calls(loss: Any, target: object) -> None:
@@ -210,17 +209,19 @@ def _check_returned(losses: Any, lam: Tensor, loss: Any, input: Any, target: Ten
             f"{got}; {_unreduced_form(loss, input)}, or draw one lam per batch"
         )
     if spatial and not (spans(spatial, got[1:]) or spans(spatial, got[2:])):
-        fix = "for a loss of whole samples, such as Dice, pass mix._replace(lam=mix.share)"
+        fix = "for a loss of whole samples, such as Dice, mix the targets: interpolate_loss=False, or docs/recipes.md"
         raise ValueError(f"expected a loss per position of mix.lam, {spatial}, got losses of shape {got}; {fix}")
 
 
 def _unreduced_form(loss: Any, input: Any) -> str:
     """How to make this loss return one value per sample."""
     modules = loss.modules() if isinstance(loss, nn.Module) else ()
-    inner = [type(module).__name__ for module in modules if module is not loss and hasattr(module, "reduction")]
+    inner = [
+        type(part).__name__ for part in modules if part is not loss and getattr(part, "reduction", "none") != "none"
+    ]
     if inner:
         return f"make the {inner[0]} inside {type(loss).__name__} with reduction='none'"
-    if hasattr(loss, "reduction"):
+    if hasattr(loss, "reduction") and not isinstance(loss, nn.Module):
         return "set its reduction to 'none', and reduce what comes back"
     dense = isinstance(input, Tensor) and not needs_hard_targets(loss)
     fix = "let it return one value per sample, as with reduction='none'"
@@ -244,8 +245,11 @@ def _in_dtype_of_loss(input: Tensor, weight: Tensor | None) -> tuple[Tensor, Ten
     if not input.is_meta and torch.is_autocast_enabled(input.device.type):  # asked of meta tensors, torch raises
         input = input.to(torch.promote_types(input.dtype, torch.float32))
         weight = None if weight is None else weight.to(torch.promote_types(weight.dtype, torch.float32))
-    if weight is not None and weight.dtype != input.dtype:
-        raise TypeError(f"expected class weights of the dtype of the logits, {input.dtype}, got {weight.dtype}")
+    if weight is not None and (weight.dtype != input.dtype or weight.requires_grad):
+        got = f"{weight.dtype}{' with one' if weight.requires_grad else ''}"
+        raise TypeError(
+            f"expected class weights of the dtype of the logits, {input.dtype}, without gradient, got {got}"
+        )
     return input, weight
 
 
@@ -272,6 +276,16 @@ def _reduce(losses: Tensor, weights: Tensor | None, reduction: str) -> Tensor:
     if reduction != "none":
         raise ValueError(f"expected reduction to be 'none', 'mean', 'sum' or 'batchmean', got {reduction!r}")
     return losses
+
+
+def _weights_of_mean(loss: Any, labels: Labels, lam: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """What a loss divides its mean by, weighted as its losses are; None for the number of its elements."""
+    if isinstance(loss, INDEX_LOSSES) and not labels[0].is_floating_point():
+        return _interpolate(_class_weights(labels, loss.weight, loss.ignore_index, dtype), lam)
+    if getattr(loss, "ignore_index", None) is not None and not isinstance(loss, INDEX_LOSSES):
+        fix = "make it with reduction='none' and reduce what comes back, or draw one lam per batch"
+        raise ValueError(f"expected a loss whose mean over ignored targets is known, got {type(loss).__name__}; {fix}")
+    return None
 
 
 def _class_weights(

@@ -50,6 +50,8 @@ class Mix(NamedTuple):
 torch.serialization.add_safe_globals([Mix])  # or torch.load refuses a saved draw
 
 BATCH_FIRST = "keep the batch as first dimension, as in (B, C, T), neither flattened with another nor second"
+NO_MIX = "draw one by sampling.sample_mixup; last_mix is None before the first training batch and in eval mode"
+TENSOR_AS_MIX = "targets go to MixUpCriterion or mixup_batch; a loss of three tensors is wrapped in a function of two"
 OTHER_POSITIONS = "mix._replace(lam=mix.share), or a resized lam: mix._replace(lam=interpolate(mix.lam, size))"
 
 
@@ -79,14 +81,15 @@ def input_mix(input: Tensor, mix: Mix) -> Mix:
 def target_mix(target: Tensor, mix: Mix) -> Mix:
     """The door of targets: ``mix`` on their device, with its ``lam`` or, for per-sample targets, its share."""
     lam, index = _checked("target", target, mix)
-    per_sample = lam.ndim > 1 and not _is_per_position(target, lam.shape[2:])
-    return Mix(share_of(lam) if per_sample else lam, index)
+    if lam.ndim > 1 and not _is_per_position(target, lam.shape[2:]):
+        lam = share_of(lam)  # not mix.share, which Dynamo does not trace before torch 2.13
+    return Mix(lam, index)
 
 
 def check_tensor(name: str, value: object) -> None:
     """Raise unless ``value`` is a dense tensor with a batch dimension."""
     if not isinstance(value, Tensor):
-        several = name == "target" and isinstance(value, (dict, list, tuple))
+        several = name == "target" and type(value) in (dict, list, tuple)
         fix = "; use a criterion per head, or sample numbers as the target: docs/recipes.md" if several else ""
         raise TypeError(f"expected {name} to be a tensor, got {type(value).__name__}{fix}")
     sharded = type(value) is not Tensor and hasattr(value, "device_mesh")  # a DTensor, whose import would be slow
@@ -118,12 +121,19 @@ def spans(spatial: Sequence[int], sizes: Sequence[int]) -> bool:
 
 
 def _is_per_position(target: Tensor, spatial: Sequence[int]) -> bool:
-    sizes, vector = target.shape[1:], target.ndim == 2
-    if spans(spatial, sizes[1:]) or (spans(spatial, sizes) and not (vector and target.is_floating_point())):
+    """Whether a target takes the map of ``lam`` and not its share; raise where both could be meant."""
+    sizes, floating = target.shape[1:], target.is_floating_point()
+    if spans(spatial, sizes[1:]) or (spans(spatial, sizes) and not (len(sizes) == 1 and floating)):
         return True
-    if target.ndim == 1 or (vector and (target.is_floating_point() or len(spatial) > 1)):
-        return False
-    fix = "give class indices (B, K) as floats; a target per sample takes the share" if vector else "pass the share"
+    fix = "pass the share"
+    if len(sizes) < 2:
+        of_frames = len(spatial) == 3 and sizes == spatial[:1]
+        if floating or len(sizes) == 0 or (not of_frames and sum(size > 1 for size in spatial) != 1):
+            return False
+        one_label = "mix.lam.mean((3, 4))" if of_frames else "mix.lam.flatten(2)"
+        fix = (
+            f"labels along a dimension take mix._replace(lam={one_label}), multi-hot ones are floats, others the share"
+        )
     raise ValueError(
         f"expected a target per sample, (B,) or floating (B, K), or per position of mix.lam, {tuple(spatial)}, got "
         f"{target.dtype} of shape {tuple(target.shape)}; {fix}: {OTHER_POSITIONS}"
@@ -133,6 +143,9 @@ def _is_per_position(target: Tensor, spatial: Sequence[int]) -> bool:
 def _checked(name: str, value: Tensor, mix: Mix) -> Mix:
     """``mix``, consistent in itself, of the batch size of ``value`` and on its device."""
     check_tensor(name, value)
+    if not isinstance(mix, Mix):
+        fix = TENSOR_AS_MIX if isinstance(mix, Tensor) else NO_MIX
+        raise TypeError(f"expected mix to be a Mix, got {type(mix).__name__}; {fix}")
     _check_mix(mix)
     lam, index = mix
     if value.shape[0] != index.shape[0]:
@@ -142,22 +155,14 @@ def _checked(name: str, value: Tensor, mix: Mix) -> Mix:
     return mix if same_device else Mix(lam.to(value.device), index.to(value.device))
 
 
-def _check_mix(mix: object) -> None:
-    if not isinstance(mix, Mix):
-        fix = "draw one by sampling.sample_mixup; last_mix is None before the first training batch and in eval mode"
-        if isinstance(mix, Tensor):
-            fix = "targets go to MixUpCriterion or mixup_batch; a loss of three tensors is wrapped in a function of two"
-        raise TypeError(f"expected mix to be a Mix, got {type(mix).__name__}; {fix}")
+def _check_mix(mix: Mix) -> None:
     lam, index = mix
     tensors = isinstance(lam, Tensor) and isinstance(index, Tensor)
     if not tensors or not lam.is_floating_point() or index.dtype != torch.int64:
         got = " and ".join(str(part.dtype) if isinstance(part, Tensor) else type(part).__name__ for part in mix)
         fix = "as in Mix(torch.tensor(0.7), torch.tensor([1, 0]))"
         raise TypeError(f"expected mix.lam to be a floating tensor and mix.index an int64 one, got {got}; {fix}")
-    if index.ndim != 1 or not (lam.ndim == 0 or lam.shape == index.shape or _is_map(lam, index.shape[0])):
+    is_map = lam.ndim > 2 and lam.shape[1] == 1 and lam.shape[0] in (1, *index.shape)
+    if index.ndim != 1 or not (lam.ndim == 0 or lam.shape == index.shape or is_map):
         got = f"{tuple(index.shape)} and {tuple(lam.shape)}"
         raise ValueError(f"expected mix.index of shape (B,), mix.lam of (), (B,) or (1 or B, 1, *spatial), got {got}")
-
-
-def _is_map(lam: Tensor, batch_size: int) -> bool:
-    return lam.ndim > 2 and lam.shape[1] == 1 and (lam.shape[0] == 1 or lam.shape[0] == batch_size)

@@ -282,6 +282,8 @@ class RandomChoice(Mixer):
     def __init__(
         self, mixers: Iterable[Mixer], weights: Weights | None = None, *, p: float = 1.0, per_sample: bool = False
     ) -> None:
+        if isinstance(p, Sequence):
+            raise TypeError(f"expected p to be the probability of mixing, got {p}; give those of the mixers as weights")
         super().__init__(p=p)
         self.mixers = nn.ModuleList(_check_entry(mixer) for mixer in mixers)
         if not self.mixers:
@@ -297,7 +299,7 @@ class RandomChoice(Mixer):
     @weights.setter
     def weights(self, weights: Weights | None) -> None:
         expected = f"{len(self.mixers)} numbers >= 0, one for each mixer and not all of them 0"
-        given = [1.0] * len(self.mixers) if weights is None else weights if isinstance(weights, Sequence) else [weights]
+        given = [1.0] * len(self.mixers) if weights is None else weights if isinstance(weights, Iterable) else [weights]
         checked = tuple(sampling.check_number("weights", weight, 0, math.inf, expected) for weight in given)
         if len(checked) != len(self.mixers) or not 0 < sum(checked) < math.inf:
             raise ValueError(f"expected weights to be {expected}, got {tuple(given)}")
@@ -317,12 +319,9 @@ class RandomChoice(Mixer):
 
 def _check_entry(mixer: object) -> Mixer:
     """Return ``mixer``; raise unless a :class:`RandomChoice` can choose it by its ``lam`` alone."""
-    if not isinstance(mixer, Mixer) or _overrides(mixer, "sample") or _overrides(mixer, "forward"):
+    kind: Any = type(mixer)
+    if not isinstance(mixer, Mixer) or (kind.sample, kind.forward) != (Mixer.sample, Mixer.forward):
         got = f"the class {mixer.__name__}" if isinstance(mixer, type) else type(mixer).__name__
         fix = "a choice calls neither, and draws by sample_lam"
         raise TypeError(f"expected Mixer modules without a sample or forward of their own, got {got}; {fix}")
     return mixer
-
-
-def _overrides(mixer: Mixer, name: str) -> bool:
-    return getattr(type(mixer), name) is not getattr(Mixer, name)

@@ -95,6 +95,7 @@ def one_hot(target: Tensor, num_classes: int | None, dtype: torch.dtype) -> Tens
         raise TypeError(f"expected floating targets or integer class indices, got {target.dtype}; as in target.float()")
     if num_classes is None:
         raise ValueError(f"expected num_classes with class indices, got None with {target.dtype} targets")
+    target = target.long()  # a byte would be compared with the number of classes as a byte
     if num_classes == 1:  # 0 would become 1, and 1 a row of zeros: the labels inverted
         fix = "labels of 0 and 1 for one logit are floats of its shape, as in target.float().unsqueeze(1)"
         raise ValueError(f"expected at least two classes for class indices, got 1; {fix}")

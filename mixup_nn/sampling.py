@@ -25,7 +25,7 @@ def sample_beta(
     r"""Draw from the symmetric Beta distribution, :math:`\lambda \sim \mathrm{Beta}(\alpha, \alpha)`.
 
     Exact for every finite ``alpha > 0``, elementwise, without a rejection loop or a host synchronisation, so it
-    fuses under ``torch.compile``. With :math:`u` and :math:`v` uniform on [0, 1),
+    fuses under ``torch.compile``. With :math:`u` and :math:`v` uniform on [0, 1), in steps of :math:`2^{-24}`,
 
     .. math::
         t = \sqrt{u^{-1/\alpha} - 1}\, \cos 2 \pi v, \qquad
@@ -227,7 +227,9 @@ def check_p(p: float) -> float:
 
 def check_spatial_dims(spatial_dims: int | None) -> int | None:
     """Return ``spatial_dims``; raise unless it is a number of dimensions, or not given."""
-    return spatial_dims if spatial_dims is None else int(check_number("spatial_dims", spatial_dims, 1, 3, "1, 2 or 3"))
+    if spatial_dims not in (None, 1, 2, 3):
+        raise ValueError(f"expected spatial_dims to be 1, 2 or 3, got {spatial_dims!r}")
+    return spatial_dims
 
 
 def _cut_sizes(shape: Sequence[int], spatial_dims: int | None) -> Sequence[int]:
@@ -239,7 +241,7 @@ def _cut_sizes(shape: Sequence[int], spatial_dims: int | None) -> Sequence[int]:
     if spatial_dims is None and ndim == 3:
         fix = "3 cuts a box out of a volume, (B, C, D, H, W), 2 one box through all frames of a clip, (B, C, T, H, W)"
         raise ValueError(f"expected spatial_dims for inputs of five dimensions, got None with {got}; {fix}")
-    cut = shape[-(spatial_dims or ndim) :]
+    cut = shape[-(ndim if spatial_dims is None else spatial_dims) :]
     if len(cut) > ndim or 0 in cut:
         raise ValueError(f"expected inputs of {len(cut)} spatial dimensions or more, none of size 0, got {got}")
     return cut

@@ -301,6 +301,22 @@ def test_cross_entropy_with_a_forward_of_its_own_gets_dense_targets() -> None:
     assert torch.equal(seen[1], F.one_hot(INDICES, 3).float())
 
 
+# Nested: two mixes in a row
+
+
+def test_two_mixes_in_a_row_nest_where_the_first_is_drawn_per_batch() -> None:
+    first, second, per_sample = MixUp(1.0), MixUp(1.0, per_sample=True), MixUp(1.0, per_sample=True)
+    loss = nn.CrossEntropyLoss(reduction="none")
+    second(first(INPUT))
+    dense = mix_targets(mix_targets(F.one_hot(INDICES, 3).float(), applied(first)), applied(second))
+    nested = MixUpCriterion(MixUpCriterion(loss, second), first)
+    torch.testing.assert_close(nested(INPUT, INDICES), loss(INPUT, dense))
+    nested.mixer = per_sample
+    second(per_sample(INPUT))
+    with pytest.raises(ValueError, match="^expected one lam per batch of the mix applied first, got one per sample; "):
+        nested(INPUT, INDICES)
+
+
 # Replaced after construction
 
 
@@ -681,7 +697,7 @@ def test_the_link_must_be_a_mixer() -> None:
     message = "^expected mixer to be a Mixer, got Sequential; link the mixer, not what holds or wraps it$"
     with pytest.raises(TypeError, match=message):
         MixUpCriterion(nn.MSELoss(), nn.Sequential(MixUp()))  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="^expected mixer to be a Mixer, got the class MixUp; "):
+    with pytest.raises(TypeError, match=r"^expected mixer to be a Mixer, got the class MixUp; use MixUp\(\)$"):
         MixUpCriterion(nn.MSELoss(), MixUp)  # type: ignore[arg-type]
     mixup, criterion = linked()
     with pytest.raises(TypeError, match=message):
@@ -709,9 +725,13 @@ def test_a_loss_that_reduces_itself_needs_one_lam_per_batch_or_dense_targets() -
 @pytest.mark.parametrize("mix", (SCALAR, None), ids=("training", "validation"))
 def test_class_indices_made_dense_need_an_output_with_classes(mix: Mix | None) -> None:
     criterion = MixUpCriterion(nn.MSELoss(), interpolate_loss=False)
-    for output, got in ((INPUT[:, 0], r"shape \(4,\)"), ({"logits": INPUT}, "dict")):
-        with pytest.raises(ValueError, match=rf"^expected an output of shape \(B, C, \*\) .*, got {got}; give dense"):
+    for output, got in ((INPUT[:, 0], r"\(4,\)"), ({"logits": INPUT}, "dict"), (INPUT[..., None], r"\(4, 3, 1\)")):
+        with pytest.raises(ValueError, match=rf"^expected an output \(B, C, \*\) .*, got {got} and \(4,\); give dense"):
             criterion(output, INDICES, mix)
+    for size in (3, 1):  # where (B, C, C) would broadcast with (B, C)
+        multi_hot = torch.randint(2, (size, 3))
+        with pytest.raises(ValueError, match="; give dense and multi-hot targets as floats"):
+            criterion(torch.randn(size, 3), multi_hot, None if mix is None else Mix(mix.lam, torch.arange(size)))
     with pytest.raises(ValueError, match="^expected at least two classes for class indices, got 1; "):
         criterion(INPUT[:, :1], INDICES.clamp(max=1), mix)
 

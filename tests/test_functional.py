@@ -540,6 +540,16 @@ def test_class_weights_of_a_dtype_that_torch_refuses_are_refused_at_every_size(
 
 
 @either_size
+def test_class_weights_have_no_gradient_at_any_size(large: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mixup_nn._losses.LARGE", large)
+    loss = nn.CrossEntropyLoss(torch.rand(3, requires_grad=True))
+    with pytest.raises(RuntimeError, match="not differentiable"):
+        loss(EXAMPLE, INDICES)
+    with pytest.raises(TypeError, match=r"without gradient, got torch\.float32 with one$"):
+        mix_loss(loss, EXAMPLE, INDICES, SCALAR)
+
+
+@either_size
 @pytest.mark.parametrize("options", CROSS_ENTROPY_OPTIONS.values(), ids=CROSS_ENTROPY_OPTIONS)
 def test_partners_may_repeat(options: dict[str, Any], large: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """With one lam per batch each of torch's two means has its own denominator; per sample they share one."""
@@ -617,6 +627,11 @@ OF_POSITIONS = "per position"
         ((1,), (4, 7), False, OF_POSITIONS),
         ((1, 4), (4, 7, 4), False, OF_POSITIONS),
         ((1, 4), (4, 7, 5), False, None),
+        ((1, 4), (4, 4), False, None),  # labels along the one dimension that is cut, or of the sample?
+        ((1, 4), (4, 4), True, OF_SAMPLES),
+        ((1, 1), (4, 4), False, OF_SAMPLES),
+        ((2, 3, 4), (4, 2), False, None),  # labels per frame?
+        ((2, 3, 4), (4, 3), False, OF_SAMPLES),
         ((2, 3), (4, 5, 2, 3), False, OF_POSITIONS),  # several labels per position
     ),
 )
@@ -645,10 +660,11 @@ def test_dense_targets_of_indices_per_position() -> None:
     torch.testing.assert_close(dense.double(), reference.mixed(reference.one_hot(target, 3), PER_SAMPLE))
 
 
-@pytest.mark.parametrize("dtype", (torch.uint8, torch.int16, torch.int32, torch.int64))
+@pytest.mark.parametrize("dtype", (torch.uint8, torch.int8, torch.uint16, torch.int16, torch.int32, torch.int64))
 def test_indices_of_any_integer_dtype_become_dense(dtype: torch.dtype) -> None:
-    target = torch.tensor([0, 2, 1, 0], dtype=dtype)
-    assert torch.equal(mix_targets(target, SCALAR, 3), mix_targets(target.long(), SCALAR, 3))
+    target = torch.tensor([0, 2, 127, 0]).to(dtype)
+    for num_classes in (128, 300):  # more than a byte counts
+        assert torch.equal(mix_targets(target, SCALAR, num_classes), mix_targets(target.long(), SCALAR, num_classes))
 
 
 def test_dense_targets_are_made_on_the_device_of_the_indices() -> None:
@@ -735,6 +751,8 @@ def test_a_scalar_has_no_batch_dimension(name: str) -> None:
 
 @each_function
 def test_no_tensor(name: str) -> None:
+    with pytest.raises(TypeError, match=f"^expected {argument(name)} to be a tensor, got Mix$"):
+        TAKE_A_MIX[name](SCALAR, INDICES)
     for value in ([1.0, 2.0], (EXAMPLE, EXAMPLE), {"labels": INDICES}):
         fix = (
             "; use a criterion per head, or sample numbers as the target: docs/recipes.md"
@@ -872,11 +890,30 @@ def test_inputs_of_other_positions_name_both_sizes_and_the_ways_out() -> None:
     assert mix_inputs(torch.randn(4, 3, 10, 12), resized).shape == (4, 3, 10, 12)
 
 
+def test_targets_per_frame_are_not_taken_for_targets_per_sample() -> None:
+    mix, labels = per_position(6, 2, 3), torch.randint(3, (4, 6))
+    for target in (labels, labels.int()):
+        with pytest.raises(ValueError, match=r"; labels along a dimension take .*lam\.mean\(\(3, 4\)\)"):
+            mix_targets(target, mix, 3)
+    frames = mix._replace(lam=mix.lam.mean((3, 4)))
+    expected = reference.mixed(reference.one_hot(labels, 3), frames)
+    torch.testing.assert_close(mix_targets(labels, frames, 3), expected.float())
+    assert mix_targets(labels, mix._replace(lam=mix.share), 3).shape == (4, 3, 6)
+
+
+def test_labels_along_the_one_dimension_that_is_cut_are_not_taken_for_labels_of_a_sample() -> None:
+    mix, labels = per_position(1, 7), torch.randint(3, (4, 7))  # of a spectrogram cut in time
+    with pytest.raises(ValueError, match=r"; labels along a dimension take .*lam=mix\.lam\.flatten\(2\)"):
+        mix_targets(labels, mix, 3)
+    along = mix._replace(lam=mix.lam.flatten(2))
+    dense = reference.one_hot(labels, 3)
+    torch.testing.assert_close(mix_targets(labels, along, 3), reference.mixed(dense, along).float())
+    torch.testing.assert_close(mix_targets(labels, along, 3), mix_targets(dense, mix).float())
+
+
 def test_integer_vectors_under_a_mix_of_one_dimension_lead_to_floats_or_the_share() -> None:
     mix, tags = per_position(7), torch.randint(2, (4, 5))
-    with pytest.raises(
-        ValueError, match=r"torch\.int64 of shape \(4, 5\); give class indices \(B, K\) as floats"
-    ) as error:
+    with pytest.raises(ValueError, match=r"int64 of shape \(4, 5\); .* multi-hot ones are floats, ") as error:
         mix_targets(tags, mix, 2)
     assert "mix._replace(lam=mix.share)" in str(error.value)
     torch.testing.assert_close(mix_targets(tags.float(), mix).double(), reference.mixed(tags, mix, of_positions=False))
@@ -894,20 +931,22 @@ class Dice(nn.Module):
         return losses if self.reduction == "none" else losses.mean()
 
 
-def test_losses_of_whole_samples_under_a_mix_per_position_lead_to_the_share() -> None:
+def test_losses_of_whole_samples_under_a_mix_per_position_lead_to_mixed_targets() -> None:
     def of_columns(input: Tensor, target: Tensor) -> Tensor:
         return (input - target).square().mean(2)
 
     input, target, mix = torch.rand(4, 3, 2, 5), torch.rand(4, 3, 2, 5), per_position(2, 5)
     for loss, shape in ((of_columns, r"\(4, 3, 5\)"), (Dice(), r"\(4, 3, 1, 1\)")):
         message = (
-            rf"^expected a loss per position of mix.lam, \(2, 5\), got losses of shape {shape}; .*mix\._replace\(lam="
+            rf"^expected a loss per position of mix.lam, \(2, 5\), got losses of shape {shape}; .*interpolate_loss"
         )
         with pytest.raises(ValueError, match=message):
             mix_loss(loss, input, target, mix)
     losses = [1 - 2 * (input * y).sum((2, 3)) / (input + y).sum((2, 3)) for y in (target, target[CYCLE])]
     expected = (mix.share[:, None] * losses[0] + (1 - mix.share[:, None]) * losses[1]).mean()
     torch.testing.assert_close(mix_loss(Dice(), input, target, mix._replace(lam=mix.share)), expected)
+    mixed = MixUpCriterion(Dice(), interpolate_loss=False)(input, target, mix)
+    torch.testing.assert_close(mixed, Dice()(input, mix_targets(target, mix)))
 
 
 @pytest.mark.filterwarnings("ignore:(Sparse CSR|The PyTorch API of nested tensors):UserWarning")
@@ -997,6 +1036,18 @@ class Wrapped(nn.Module):
         return output
 
 
+class Averaged(Wrapped):
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return super().forward(input, target).mean()
+
+
+class Stubborn(nn.MSELoss):
+    """Has a reduction, and does not look at it."""
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return (input - target).square().mean()
+
+
 class NotAModule:
     reduction = "mean"
 
@@ -1015,9 +1066,11 @@ NUMBER, DENSE_TARGETS = "let it return one value per sample", "interpolate_loss=
         (lambda input, target: (input - target).flatten(), EXAMPLE, (NUMBER, DENSE_TARGETS)),
         (lambda heads, target: F.mse_loss(heads["a"], target), {"a": EXAMPLE}, (NUMBER,)),
         (Wrapped(nn.MSELoss()), EXAMPLE, ("make the MSELoss inside Wrapped with reduction='none'",)),
+        (Averaged(nn.MSELoss(reduction="none")), EXAMPLE, (NUMBER, DENSE_TARGETS)),
+        (Stubborn(), EXAMPLE, (NUMBER, DENSE_TARGETS)),
         (NotAModule(), EXAMPLE, ("set its reduction to 'none'",)),
     ),
-    ids=("function", "other_shape", "dict", "wrapper", "no_module"),
+    ids=("function", "other_shape", "dict", "wrapper", "averaging_wrapper", "stubborn", "no_module"),
 )
 def test_a_loss_of_one_number_under_weights_per_sample_is_told_what_fits_it(
     loss: Callable[[Any, Tensor], Tensor], input: Any, fixes: tuple[str, ...]
@@ -1078,6 +1131,27 @@ def test_a_metric_with_state_is_refused_where_it_would_be_called_twice(mix: Mix)
     assert metric.seen == 0
     MixUpCriterion(metric)(EXAMPLE, INDICES)  # plain validation: once
     assert metric.seen == 4
+
+
+class Focal(nn.Module):
+    """Its mean is over the targets that are not ignored, as it alone knows."""
+
+    ignore_index, reduction = 255, "mean"
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        losses = F.cross_entropy(input, target, ignore_index=255, reduction="none")
+        losses = (1 - (-losses).exp()) * losses
+        return losses if self.reduction == "none" else losses.sum() / (target != 255).sum()
+
+
+def test_a_mean_that_only_the_loss_knows_is_not_guessed() -> None:
+    loss, target = Focal(), torch.tensor([0, 255, 2, 0])
+    expected = 0.3 * loss(EXAMPLE, target) + 0.7 * loss(EXAMPLE, target[CYCLE])
+    torch.testing.assert_close(mix_loss(loss, EXAMPLE, target, SCALAR), expected)
+    with pytest.raises(ValueError, match="^expected a loss whose mean over ignored targets is known, got Focal; "):
+        mix_loss(loss, EXAMPLE, target, PER_SAMPLE)
+    loss.reduction = "none"
+    assert mix_loss(loss, EXAMPLE, target, PER_SAMPLE).shape == (4,)
 
 
 @every_lam(2)

@@ -261,6 +261,8 @@ def test_the_weights_of_a_choice_are_relative_and_may_be_set() -> None:
     assert choice.weights == (1.0, 1.0)
     choice.weights = [0, 5]
     assert choice.weights == (0.0, 5.0)
+    choice.weights = np.array([2.0, 1.0])  # type: ignore[assignment]
+    assert choice.weights == (2.0, 1.0)
     assert RandomChoice(iter([MixUp(), CutMix(), MixUp()])).weights == (1.0, 1.0, 1.0)
 
 
@@ -667,6 +669,8 @@ def test_the_weights_of_a_choice_out_of_range(weights: Any) -> None:
     with pytest.raises(ValueError, match=message):
         choice.weights = weights
     assert choice.weights == (1.0, 1.0)
+    with pytest.raises(TypeError, match="^expected p to be the probability of mixing, got .* as weights$"):
+        RandomChoice([MixUp(), CutMix()], p=[0.5, 0.5])  # type: ignore[arg-type]  # as torchvision has it
     with pytest.raises(TypeError, match="^expected weights to be a number, got str$"):
         RandomChoice([MixUp()], ("1",))  # type: ignore[arg-type]
 

@@ -715,14 +715,12 @@ def test_nothing_is_cut_from_an_empty_dimension(shape: tuple[int, ...]) -> None:
         sample_cutmix(shape)
 
 
-@pytest.mark.parametrize("spatial_dims", (0, 4, -1))
-def test_spatial_dims_out_of_range(spatial_dims: int) -> None:
+@pytest.mark.parametrize("spatial_dims", (0, 4, -1, 2.5, "2"))
+def test_spatial_dims_out_of_range(spatial_dims: Any) -> None:
     makers: tuple[Callable[..., Any], ...] = (partial(sample_cutmix, (4, 3, 5, 5)), CutMix)
     for make in makers:
-        with pytest.raises(ValueError, match=f"^expected spatial_dims to be 1, 2 or 3, got {spatial_dims}$"):
+        with pytest.raises(ValueError, match=f"^expected spatial_dims to be 1, 2 or 3, got {spatial_dims!r}$"):
             make(spatial_dims=spatial_dims)
-        with pytest.raises(TypeError, match="^expected spatial_dims to be a number, got str$"):
-            make(spatial_dims="2")
 
 
 @pytest.mark.parametrize("shape", (torch.randn(4, 3, 2, 2), 4))
