@@ -255,7 +255,7 @@ class RandomChoice(Mixer):
     Args:
         mixers: the mixers to choose from, at least one. Each keeps its own ``p`` and ``per_sample``; one that is in
             eval mode while the choice trains leaves unmixed what chooses it.
-        weights: relative weight of each mixer, numbers >= 0 as in :func:`random.choices`; equal if not given.
+        weights: relative weight of each mixer, numbers >= 0 as in ``random.choices``; equal if not given.
         p: probability of mixing at all.
         per_sample: choose for each sample instead of once per batch. A mixer without ``per_sample`` of its own still
             draws one ``lam`` for all samples that choose it.
