@@ -397,9 +397,9 @@ class TwoInputs(nn.Module):
         return image, table if mix is None else mix_targets(table, mix)
 
 
-@each_mixer
-def test_there_is_no_draw_in_eval_mode_in_compiled_code(make: Callable[[], Mixer]) -> None:
-    model, (image, _), table = TwoInputs(make()), images(), torch.randn(6, 5)
+@pytest.mark.parametrize("name", ("mixup", "cutmix_per_sample"))
+def test_there_is_no_draw_in_eval_mode_in_compiled_code(name: str) -> None:
+    model, (image, _), table = TwoInputs(MIXERS[name]()), images(), torch.randn(6, 5)
     step = compiled(model, backend="aot_eager")
     for _ in range(2):
         mixed = step(image, table)
@@ -411,9 +411,9 @@ def test_there_is_no_draw_in_eval_mode_in_compiled_code(make: Callable[[], Mixer
 
 
 @PROPERTIES_OF_A_MIX.required
-@each_mixer
-def test_the_share_of_a_mix_in_compiled_code(make: Callable[[], Mixer]) -> None:
-    mixer, (image, _) = make(), images()
+@pytest.mark.parametrize("name", ("mixup", "cutmix", "cutmix_per_sample"))
+def test_the_share_of_a_mix_in_compiled_code(name: str) -> None:
+    mixer, (image, _) = MIXERS[name](), images()
 
     def share(image: Tensor) -> Tensor:
         mixer(image)
