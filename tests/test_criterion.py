@@ -127,10 +127,12 @@ def test_another_batch_size_than_the_last_mixed() -> None:
     assert_raises_and_the_ways_out_give_the_plain_loss(mixup, criterion, INPUT[:3], ValueError, message)
 
 
-def test_nothing_mixed_yet() -> None:
+@pytest.mark.parametrize("gradients", (True, False))
+def test_nothing_mixed_yet(gradients: bool) -> None:
     mixup, criterion = linked()
     message = "^expected the linked mixer to have mixed a batch, got none; call the model first; a criterion copied "
-    assert_raises_and_the_ways_out_give_the_plain_loss(mixup, criterion, INPUT, RuntimeError, message)
+    with torch.set_grad_enabled(gradients):
+        assert_raises_and_the_ways_out_give_the_plain_loss(mixup, criterion, INPUT, RuntimeError, message)
 
 
 def test_a_mix_passed_is_applied_without_gradients_too() -> None:
@@ -710,7 +712,8 @@ def test_a_loss_that_reduces_itself_needs_one_lam_per_batch_or_dense_targets() -
 def test_class_indices_made_dense_need_an_output_with_classes(mix: Mix | None) -> None:
     criterion = MixUpCriterion(nn.MSELoss(), interpolate_loss=False)
     for output, got in ((INPUT[:, 0], r"shape \(4,\)"), ({"logits": INPUT}, "dict")):
-        with pytest.raises(ValueError, match=rf"^expected an output of shape \(B, C, \*\) .*, got {got}; give dense"):
+        fix = "give dense targets, or use interpolate_loss=True"
+        with pytest.raises(ValueError, match=rf"^expected an output of shape \(B, C, \*\) .*, got {got}; {fix}$"):
             criterion(output, INDICES, mix)
     with pytest.raises(ValueError, match="^expected at least two classes for class indices, got 1; "):
         criterion(INPUT[:, :1], INDICES.clamp(max=1), mix)
