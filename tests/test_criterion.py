@@ -127,10 +127,12 @@ def test_another_batch_size_than_the_last_mixed() -> None:
     assert_raises_and_the_ways_out_give_the_plain_loss(mixup, criterion, INPUT[:3], ValueError, message)
 
 
-def test_nothing_mixed_yet() -> None:
+@pytest.mark.parametrize("gradients", (True, False))
+def test_nothing_mixed_yet(gradients: bool) -> None:
     mixup, criterion = linked()
     message = "^expected the linked mixer to have mixed a batch, got none; call the model first; a criterion copied "
-    assert_raises_and_the_ways_out_give_the_plain_loss(mixup, criterion, INPUT, RuntimeError, message)
+    with torch.set_grad_enabled(gradients):
+        assert_raises_and_the_ways_out_give_the_plain_loss(mixup, criterion, INPUT, RuntimeError, message)
 
 
 def test_a_mix_passed_is_applied_without_gradients_too() -> None:

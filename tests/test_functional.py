@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import mixup_nn.functional as cf
 from mixup_nn import Mix, MixUpCriterion
+from mixup_nn._mix import input_mix, target_mix
 from mixup_nn.functional import mix_cross_entropy, mix_inputs, mix_loss, mix_targets, mixup_batch
 from mixup_nn.sampling import sample_mixup
 
@@ -107,6 +108,20 @@ def test_whole_samples_are_gathered_where_the_layout_allows_it(layout: str) -> N
     assert expected == "index" or output.stride() == input.stride()
 
 
+def test_part_of_a_batch_in_channels_last_keeps_its_memory_format() -> None:
+    input = torch.randn(8, 3, 5, 6).to(memory_format=torch.channels_last)
+    for part in (input[::2], input[:4, :2], input[:4, :, 1:]):
+        assert mix_inputs(part, SCALAR).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_one_map_for_all_samples_is_spread_along_channels_that_come_last() -> None:
+    """The CPU is slow to broadcast along channels that lie side by side."""
+    input = torch.randn(4, 3, 5, 6).to(memory_format=torch.channels_last)
+    with Operations() as operations:
+        mix_inputs(input, per_position(5, 6, per_sample=False))
+    assert ("clone", 3 * 5 * 6) in operations.made
+
+
 def test_works_on_the_device_of_the_input(device: str) -> None:
     input, mix = torch.randn(4, 3, device=device), Mix(*(tensor.to(device) for tensor in PER_SAMPLE))
     assert mix_inputs(input, mix).device == input.device
@@ -126,8 +141,10 @@ def test_views_are_mixed_and_left_alone(view: str) -> None:
 
 
 @every_lam(2)
-def test_gradients_to_second_order_in_input_and_lam(mix: Mix) -> None:
-    input = torch.randn(4, 3, 2, dtype=torch.float64, requires_grad=True)
+@pytest.mark.parametrize("channels_last", (False, True))
+def test_gradients_to_second_order_in_input_and_lam(mix: Mix, channels_last: bool) -> None:
+    input = torch.randn(4, 2, 3, dtype=torch.float64).mT
+    input = (input if channels_last else input.contiguous()).requires_grad_()
     lam = mix.lam.double().clamp(0.1, 0.9).requires_grad_()
 
     def mixed(input: Tensor, lam: Tensor) -> Tensor:
@@ -236,6 +253,18 @@ def test_class_weights_of_large_half_precision_logits_are_not_rounded(
         assert torch.equal(mix_cross_entropy(logits, labels, mix, weight=weight, reduction="sum"), mixed.to(dtype))
         if mix.lam.ndim:
             assert torch.equal(mix_cross_entropy(logits, labels, mix, weight=weight), (mixed / total).to(dtype))
+
+
+@both_lams
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16))
+def test_the_smoothed_loss_of_half_precision_logits_is_rounded_once(dtype: torch.dtype, mix: Mix) -> None:
+    for _ in range(20):
+        logits, labels = torch.randn(4, 3).to(dtype), torch.randint(3, (4,))
+        log_probs = logits.log_softmax(1).double()
+        losses = [F.nll_loss(log_probs, y, reduction="none") for y in (labels, labels[mix.index])]
+        expected = torch.lerp(losses[1], losses[0], mix.lam.double()).lerp(-log_probs.mean(1), 0.5)
+        ours = mix_cross_entropy(logits, labels, mix, reduction="none", label_smoothing=0.5)
+        assert torch.equal(ours, expected.to(dtype))
 
 
 @both_lams
@@ -457,6 +486,7 @@ CROSS_ENTROPY_OPTIONS: dict[str, dict[str, Any]] = {
     "weighted": {"weight": torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)},
     "class_ignored": {"ignore_index": 1},
     "negative_ignored": {"ignore_index": -1},
+    "no_class_ignored": {"ignore_index": 255},
     "smoothed": {"label_smoothing": 0.2},
     "all": {
         "weight": torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64), "ignore_index": 1, "label_smoothing": 0.2,
@@ -485,12 +515,12 @@ def test_cross_entropy_of_every_size_and_option_is_the_reference_with_gradients(
 def test_large_logits_are_looked_up_once_for_both_labels(mix: Mix, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each lookup has a dense gradient, which at that size is what a loss costs."""
     lookups = {}
-    for large in (2**22, 0):
+    for large in (EXAMPLE.numel() + 1, EXAMPLE.numel()):
         monkeypatch.setattr("mixup_nn._losses.LARGE", large)
         with Operations() as operations:
             mix_cross_entropy(EXAMPLE, INDICES, mix)
         lookups[large] = sum(operations.launched.count(name) for name in ("nll_loss_forward", "gather"))
-    assert lookups == {2**22: 2, 0: 1}
+    assert list(lookups.values()) == [2, 1]
 
 
 @either_size
@@ -501,7 +531,7 @@ def test_an_ignored_row_may_hold_infinities(
 ) -> None:
     monkeypatch.setattr("mixup_nn._losses.LARGE", large)
     input, target = torch.randn(4, 3), torch.tensor([-100, 1, 2, 0])
-    input[0, 1] = -torch.inf
+    input[0, :2] = -torch.inf
     input.requires_grad_()
     lam = mix.lam.clone()  # sample 0 is ignored, and mixed with itself
     whole, rest = Mix(lam, torch.tensor([0, 2, 3, 1])), Mix(lam[1:] if lam.ndim else lam, torch.tensor([1, 2, 0]))
@@ -578,6 +608,7 @@ def test_losses_and_dense_targets_are_differentiable_in_lam(mix: Mix) -> None:
         lambda mix: mix_loss(nn.NLLLoss(), input, labels, mix),
         lambda mix: mix_targets(values, mix),
         lambda mix: mix_targets(labels, mix, 3),
+        lambda mix: mix_targets(values[..., 0], mix),  # by the share
     )
     lam = mix.lam.double().clamp(0.1, 0.9).requires_grad_()
     for way in ways:
@@ -626,6 +657,7 @@ OF_POSITIONS = "per position"
         ((1, 3, 4), (4, 3, 4), False, None),
         ((1,), (4, 7), False, OF_POSITIONS),
         ((1, 4), (4, 7, 4), False, OF_POSITIONS),
+        ((1, 4), (4, 4, 4), True, OF_POSITIONS),  # as many as there are samples
         ((1, 4), (4, 7, 5), False, None),
         ((1, 4), (4, 4), False, None),  # labels along the one dimension that is cut, or of the sample?
         ((1, 4), (4, 4), True, OF_SAMPLES),
@@ -696,6 +728,17 @@ def test_a_mix_moves_to_the_device_of_what_it_is_applied_to(device: str) -> None
             assert mix_targets(labels, mix, 3).device.type == place
             assert mix_loss(nn.MSELoss(), input, input, mix).device.type == place
             assert mix_cross_entropy(input[:, :, 0, 0], labels, mix).device.type == place
+
+
+@pytest.mark.parametrize("door", (input_mix, target_mix))
+def test_either_part_of_a_mix_moves_alone_and_lam_keeps_its_dtype_and_gradient(door: Callable[..., Mix]) -> None:
+    value = torch.empty(4, 3, dtype=torch.bfloat16, device="meta")
+    lam = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    for mix in (Mix(lam, CYCLE), Mix(lam.to("meta"), CYCLE), Mix(lam, CYCLE.to("meta"))):
+        moved = door(value, mix)
+        assert moved.lam.is_meta
+        assert moved.index.is_meta
+        assert (moved.lam.dtype, moved.lam.requires_grad) == (torch.float64, True)
 
 
 # Errors
@@ -949,6 +992,13 @@ def test_losses_of_whole_samples_under_a_mix_per_position_lead_to_mixed_targets(
     torch.testing.assert_close(mixed, Dice()(input, mix_targets(target, mix)))
 
 
+def test_a_loss_is_reduced_as_it_is_told_and_not_as_its_class() -> None:
+    summed, input, target = Dice(), torch.rand(4, 3, 2, 5), torch.rand(4, 3, 2, 5)
+    summed.reduction = "sum"
+    means = mix_loss(Dice(), input, target, PER_SAMPLE)
+    torch.testing.assert_close(mix_loss(summed, input, target, PER_SAMPLE), 12 * means)
+
+
 @pytest.mark.filterwarnings("ignore:(Sparse CSR|The PyTorch API of nested tensors):UserWarning")
 @each_function
 def test_sparse_nested_and_distributed_tensors_are_refused_by_name(name: str) -> None:
@@ -960,9 +1010,10 @@ def test_sparse_nested_and_distributed_tensors_are_refused_by_name(name: str) ->
         "nested tensor": jagged,
         "DTensor": DistributedLookalike(),
     }
+    fix = r"use its to_dense\(\), to_padded_tensor\(0\) or to_local\(\)"
     for got, value in (*refused.items(), ("nested tensor", nested)):
         with pytest.raises(
-            TypeError, match=f"^expected {argument(name)} to be a dense strided tensor, got a {got}; use"
+            TypeError, match=f"^expected {argument(name)} to be a dense strided tensor, got a {got}; {fix}$"
         ):
             TAKE_A_MIX[name](value, SCALAR)
 
@@ -975,7 +1026,7 @@ class DistributedLookalike(Tensor):
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bool, torch.int8, torch.uint8, torch.int32))
 def test_cross_entropy_takes_indices(dtype: torch.dtype) -> None:
-    message = rf"^expected class indices of dtype int64, got {dtype}; .*target.long\(\)"
+    message = rf"^expected class indices of dtype int64, got {dtype}; .*target.long\(\), and give dense targets"
     target = torch.ones(4, dtype=dtype)
     with pytest.raises(TypeError, match=message):
         mix_cross_entropy(EXAMPLE, target, SCALAR)
@@ -1156,13 +1207,12 @@ def test_a_mean_that_only_the_loss_knows_is_not_guessed() -> None:
 
 @every_lam(2)
 def test_a_loss_may_change_its_target_in_place(mix: Mix) -> None:
-    def clamped(input: Tensor, target: Tensor) -> Tensor:
-        target[target < 0] = 0
-        return (input - target).square()
+    def halved(input: Tensor, target: Tensor) -> Tensor:
+        return (input - target.mul_(0.5)).square()
 
     input, target = torch.randn(4, 3, 2), torch.randn(4, 3, 2)
-    expected = mix_loss(lambda input, target: (input - target.clamp(min=0)).square(), input, target, mix)
-    torch.testing.assert_close(mix_loss(clamped, input, target.clone(), mix), expected)
+    expected = mix_loss(lambda input, target: (input - 0.5 * target).square(), input, target, mix)
+    torch.testing.assert_close(mix_loss(halved, input, target.clone(), mix), expected)
 
 
 def test_mixup_batch_errors() -> None:

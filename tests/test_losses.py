@@ -207,6 +207,15 @@ def test_linear_cross_entropy_is_the_cross_entropy_of_its_logits(mix: Mix, optio
     torch.testing.assert_close(MixUpCriterion(loss)(input, LABELS, mix), expected)
 
 
+@LINEAR_CROSS_ENTROPY.required
+@each_lam
+def test_linear_cross_entropy_without_an_ignore_index_ignores_that_of_cross_entropy(mix: Mix) -> None:
+    loss, target = nn.LinearCrossEntropyLoss(5, 3, dtype=torch.float64), torch.tensor([0, -100, 1, 2])
+    input = torch.randn(4, 5, dtype=torch.float64)
+    expected = reference.cross_entropy(loss.linear(input), target, mix)
+    torch.testing.assert_close(MixUpCriterion(loss)(input, target, mix), expected)
+
+
 class Tempered(nn.CrossEntropyLoss):
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         return super().forward(input / 2, target)

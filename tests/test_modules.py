@@ -46,10 +46,12 @@ def test_training_mixes_with_the_draw_it_leaves_behind(make: Make) -> None:
     assert any(not torch.equal(output, IMAGES) for output in outputs)  # a box may hold no pixel
 
 
+@pytest.mark.parametrize("gradients", (True, False))
 @each_mixer
-def test_each_training_call_draws_afresh(make: Make) -> None:
+def test_each_training_call_draws_afresh(make: Make, gradients: bool) -> None:
     mixer = make()
-    outputs = [mixer(IMAGES) for _ in range(5)]
+    with torch.set_grad_enabled(gradients):
+        outputs = [mixer(IMAGES) for _ in range(5)]
     assert len({tuple(output.flatten().tolist()) for output in outputs}) == 5
 
 
@@ -371,6 +373,7 @@ def test_copies_in_the_middle_of_training_carry_no_draw_and_keep_working(
     assert mixer.last_mix is kept
     torch.manual_seed(5)
     assert torch.equal(mixer(IMAGES), output)
+    assert not copy_of(mixer.eval()).training
 
 
 def test_repr_shows_the_options() -> None:
@@ -713,7 +716,6 @@ def test_the_share_is_the_weight_of_the_original_in_each_sample(make: Make) -> N
 @pytest.mark.parametrize("shape", ((4,), (4, 3), (4, 3, 2, 2, 2, 2)))
 def test_cutmix_needs_positions(shape: tuple[int, ...]) -> None:
     for mixer in (CutMix(), RandomChoice([MixUp(), CutMix()])):
-        with pytest.raises(
-            ValueError, match=r"^expected inputs of shape \(B, C, \*spatial\) .* CutMix needs positions"
-        ):
+        message = r"^expected inputs of shape \(B, C, \*spatial\) .* CutMix needs positions, MixUp does not$"
+        with pytest.raises(ValueError, match=message):
             mixer(torch.randn(shape))

@@ -441,6 +441,14 @@ def test_the_p_of_a_choice_is_the_probability_of_mixing_at_all() -> None:
     assert choice.sample(torch.empty(2)).lam == 1
 
 
+def test_the_lowest_uniform_number_mixes_nothing_at_p_0_and_chooses_nothing_of_weight_0(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("mixup_nn.sampling._uniform", lambda shape, *_: torch.zeros(shape))
+    assert Fixed(0.25, p=0).sample(torch.empty(2)).lam == 1
+    assert RandomChoice([Fixed(0.25), Fixed(0.5)], (0, 1)).sample(torch.empty(2)).lam == 0.5
+
+
 @per_batch_and_sample
 def test_a_mixer_in_eval_mode_leaves_unmixed_what_chooses_it_while_the_choice_trains(per_sample: bool) -> None:
     choice = RandomChoice([Fixed(0.25), Fixed(0.5), Fixed(0.75)], per_sample=per_sample)
