@@ -116,7 +116,7 @@ class MixUpCriterion(nn.Module):
         if mix is None:
             return loss(input, target)
         if interpolate_loss is None:
-            interpolate_loss = needs_hard_targets(loss)
+            interpolate_loss = not floating or needs_hard_targets(loss)
         if interpolate_loss or not floating:
             _check_nesting(loss, mix)
             return mix_loss(loss, input, target, mix)

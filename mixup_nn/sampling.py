@@ -158,7 +158,7 @@ def sample_cutmix(
 
 def mixup_lam(shape: Sequence[int], alpha: float, device: Device = None, generator: Generator = None) -> Tensor:
     """One ``lam`` for each entry of ``shape``; 1 where ``alpha`` is 0."""
-    u, v = _uniform((2, *shape), device, generator)
+    u, v = _uniform((2, *shape), device, generator).unbind()
     return _beta(u, v, alpha)
 
 
@@ -169,7 +169,7 @@ def cutmix_lam(
     """One ``lam`` of shape ``(1, 1, *spatial)``, or ``(B, 1, *spatial)``; an uncut dimension has the size 1."""
     spatial = _cut_sizes(shape, spatial_dims)
     samples = (shape[0] if per_sample else 1,) + (1,) * (len(shape) - 1)
-    u, v, *centers = _uniform((2 + len(spatial), *samples), device, generator)
+    u, v, *centers = _uniform((2 + len(spatial), *samples), device, generator).unbind()
     side = (1 - _beta(u, v, alpha)).pow(1 / len(spatial))
     distances = []  # from the centre to the middle of each pixel, on a scale of 2 for each side of the sample
     for axis, (size, center) in enumerate(zip(spatial, centers, strict=True)):
