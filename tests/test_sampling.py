@@ -572,6 +572,7 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 
 @each_source
+@per_batch_and_sample
 @pytest.mark.parametrize(
     "context",
     (
@@ -582,9 +583,9 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
     ids=("float64", "bfloat16", "autocast"),
 )
 def test_draws_are_the_same_float32_numbers_whatever_dtype_is_in_force(
-    sample: Sampler, context: Callable[[], AbstractContextManager[Any]]
+    sample: Sampler, context: Callable[[], AbstractContextManager[Any]], per_sample: bool
 ) -> None:
-    options: dict[str, Any] = {} if sample is module else {"per_sample": True, "p": 0.5}
+    options: dict[str, Any] = {} if sample is module else {"per_sample": per_sample, "p": 0.5}
 
     def draws() -> list[Mix]:
         drawn = [after_seed(1, sample, 2000, **options)]
