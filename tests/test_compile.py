@@ -191,16 +191,27 @@ def test_criterion_equals_eager_for_every_kind_of_loss_and_lam(
     torch.testing.assert_close(compiled(every, backend=backend)(*args), every(*args))
 
 
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64))
 @pytest.mark.parametrize("sizes", ((), (8, 8)), ids=("samples", "positions"))
-def test_class_indices_made_dense_equal_eager_in_training_and_in_validation(sizes: tuple[int, ...]) -> None:
-    criterion = MixUpCriterion(nn.BCEWithLogitsLoss(), interpolate_loss=False)
-    input, target = torch.randn(4, CLASSES, *sizes), torch.randint(CLASSES, (4, *sizes))
+def test_class_indices_made_dense_equal_eager_in_training_and_in_validation(
+    sizes: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    criterion = MixUpCriterion(lambda _, target: target, interpolate_loss=False)
+    input, target = torch.randn(4, CLASSES, *sizes, dtype=dtype), torch.randint(CLASSES, (4, *sizes))
 
     def every(input: Tensor, target: Tensor, mixes: list[Mix]) -> list[Tensor]:
         return [criterion(input, target), *(criterion(input, target, mix) for mix in mixes)]
 
     args = input, target, list(LAMS.values())
     torch.testing.assert_close(compiled(every, backend="aot_eager")(*args), every(*args))
+
+
+def test_hooks_of_the_loss_run_in_compiled_code() -> None:
+    loss, mix = nn.CrossEntropyLoss(), LAMS["per_batch"]
+    criterion, input, target = MixUpCriterion(loss), torch.randn(4, CLASSES), torch.randint(CLASSES, (4,))
+    plain = criterion(input, target, mix)
+    loss.register_forward_hook(lambda _module, _args, output: 10 * output)
+    torch.testing.assert_close(compiled(criterion, backend="aot_eager")(input, target, mix), 10 * plain)
 
 
 def test_functional_form_in_one_graph() -> None:
@@ -594,6 +605,17 @@ def test_criterion_is_one_log_softmax_in_the_graph(name: str, sizes: tuple[int, 
     nodes = step.counter.graphs[0].graph.nodes
     called = [node.target if isinstance(node.target, str) else node.target.__name__ for node in nodes]
     assert [name for name in called if name in ("log_softmax", "softmax", "cross_entropy")] == ["log_softmax"]
+
+
+def test_large_logits_are_compiled_as_small_ones_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs = []
+    for large in (2**22, 0):
+        monkeypatch.setattr("mixup_nn._losses.LARGE", large)
+        step = Counted(MixUpCriterion(nn.CrossEntropyLoss()))
+        step.function(torch.randn(4, CLASSES), torch.randint(CLASSES, (4,)), LAMS["per_sample"])
+        graphs.append([str(node.target) for node in step.counter.graphs[0].graph.nodes])
+        torch._dynamo.reset()
+    assert graphs[0] == graphs[1]
 
 
 @cache

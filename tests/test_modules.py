@@ -143,6 +143,9 @@ def test_a_learned_lam_has_its_gradient() -> None:
             used += [torch.autograd.grad(loss, mixer.logit)[0] != 0]
         assert any(used)
         assert all(used) == (mixer.p == 1)
+    entries = [Learned(), Learned()]
+    RandomChoice(entries).sample(IMAGES).lam.backward()
+    assert sorted(entry.logit.grad != 0 for entry in entries) == [False, True]
 
 
 @pytest.mark.parametrize("name", ("mixup", "cutmix", "choice"))

@@ -427,8 +427,9 @@ def test_a_certain_choice_is_that_mixer_exactly(kept: int, per_sample: bool) -> 
         assert torch.equal(chosen, (lam if kept else lam.view(16, 1, 1, 1)).expand_as(chosen))
 
 
-def test_each_mixer_keeps_its_own_p() -> None:
-    mixer = RandomChoice([Fixed(0.25, p=0.5), Fixed(0.75)], (2, 1))
+@pytest.mark.parametrize("entry", (Fixed(0.25, p=0.5), RandomChoice([Fixed(0.25)], p=0.5)), ids=("mixer", "choice"))
+def test_each_mixer_keeps_its_own_p(entry: Mixer) -> None:
+    mixer = RandomChoice([entry, Fixed(0.75)], (2, 1))
     lam = torch.stack([mixer.sample(torch.empty(2)).lam for _ in range(3000)])
     assert_uniform(np.array([int((lam == value).sum()) for value in (0.25, 0.75, 1)]))
 
@@ -571,6 +572,7 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 
 @each_source
+@per_batch_and_sample
 @pytest.mark.parametrize(
     "context",
     (
@@ -581,9 +583,9 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
     ids=("float64", "bfloat16", "autocast"),
 )
 def test_draws_are_the_same_float32_numbers_whatever_dtype_is_in_force(
-    sample: Sampler, context: Callable[[], AbstractContextManager[Any]]
+    sample: Sampler, context: Callable[[], AbstractContextManager[Any]], per_sample: bool
 ) -> None:
-    options: dict[str, Any] = {} if sample is module else {"per_sample": True, "p": 0.5}
+    options: dict[str, Any] = {} if sample is module else {"per_sample": per_sample, "p": 0.5}
 
     def draws() -> list[Mix]:
         drawn = [after_seed(1, sample, 2000, **options)]
