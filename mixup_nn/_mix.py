@@ -82,7 +82,7 @@ def target_mix(target: Tensor, mix: Mix) -> Mix:
     """The door of targets: ``mix`` on their device, with its ``lam`` or, for per-sample targets, its share."""
     lam, index = _checked("target", target, mix)
     if lam.ndim > 1 and not _is_per_position(target, lam.shape[2:]):
-        lam = share_of(lam)  # not mix.share, which Dynamo does not trace before torch 2.13
+        lam = share_of(lam)  # not mix.share, which Dynamo of torch 2.8 does not trace
     return Mix(lam, index)
 
 
@@ -127,7 +127,7 @@ def _is_per_position(target: Tensor, spatial: Sequence[int]) -> bool:
         return True
     fix = "pass the share"
     if len(sizes) < 2:
-        of_frames = len(spatial) == 3 and sizes == spatial[:1]
+        of_frames = len(spatial) == 3 and sizes == spatial[:1] != (1,)
         if floating or len(sizes) == 0 or (not of_frames and sum(size > 1 for size in spatial) != 1):
             return False
         one_label = "mix.lam.mean((3, 4))" if of_frames else "mix.lam.flatten(2)"

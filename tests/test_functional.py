@@ -663,6 +663,7 @@ OF_POSITIONS = "per position"
         ((1, 4), (4, 4), True, OF_SAMPLES),
         ((1, 1), (4, 4), False, OF_SAMPLES),
         ((2, 3, 4), (4, 2), False, None),  # labels per frame?
+        ((1, 3, 4), (4, 1), False, OF_SAMPLES),
         ((2, 3, 4), (4, 3), False, OF_SAMPLES),
         ((2, 3), (4, 5, 2, 3), False, OF_POSITIONS),  # several labels per position
     ),
