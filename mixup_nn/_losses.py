@@ -281,9 +281,10 @@ def _reduce(losses: Tensor, weights: Tensor | None, reduction: str) -> Tensor:
 
 def _weights_of_mean(loss: Any, labels: Labels, lam: Tensor, dtype: torch.dtype) -> Tensor | None:
     """What a loss divides its mean by, weighted as its losses are; None for the number of its elements."""
-    if isinstance(loss, INDEX_LOSSES) and not labels[0].is_floating_point():
-        return _interpolate(_class_weights(labels, loss.weight, loss.ignore_index, dtype), lam)
-    if getattr(loss, "ignore_index", None) is not None and not isinstance(loss, INDEX_LOSSES):
+    if isinstance(loss, INDEX_LOSSES):
+        dense = labels[0].is_floating_point()
+        return None if dense else _interpolate(_class_weights(labels, loss.weight, loss.ignore_index, dtype), lam)
+    if getattr(loss, "ignore_index", None) is not None:
         fix = "make it with reduction='none' and reduce what comes back, or draw one lam per batch"
         raise ValueError(f"expected a loss whose mean over ignored targets is known, got {type(loss).__name__}; {fix}")
     return None
