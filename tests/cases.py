@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import os
 import pickle
 from collections.abc import Callable
@@ -74,9 +75,22 @@ def applied(mixer: Mixer) -> Mix:
     return mixer.last_mix
 
 
+def refused(*errors: type[Exception]) -> pytest.RaisesExc[Exception]:
+    """Expect one of these errors; the table of errors has the texts."""
+    return pytest.raises(errors)
+
+
 def through_pickle(module: Any) -> Any:
     """A copy by way of pickle."""
     return pickle.loads(pickle.dumps(module))
+
+
+def through_torch_save(module: Any) -> Any:
+    """A copy by way of a file."""
+    file = io.BytesIO()
+    torch.save(module, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
 
 
 def run_rank(rank: int, work: Callable[[], Any], folder: Path) -> None:

@@ -1,0 +1,407 @@
+"""The life of a mixer, a model and a criterion: what users do, in any order, against a model that knows what is due."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from torch import Tensor, nn
+
+from mixup_nn import CutMix, Mix, Mixer, MixUp, MixUpCriterion, RandomChoice
+
+from .cases import MIXERS, refused, through_pickle, through_torch_save
+
+
+class Same(MixUp):
+    """A subclass with nothing of its own."""
+
+
+class SameChoice(RandomChoice):
+    """Another one."""
+
+
+class Uniform(Mixer):
+    """The least mixer of one's own."""
+
+    def sample_lam(self, input: Tensor) -> Tensor:
+        return torch.rand(len(input), device=input.device)
+
+
+class Mirrored(MixUp):
+    """Partners of one's own."""
+
+    def sample_index(self, input: Tensor) -> Tensor:
+        return torch.arange(len(input), device=input.device).flip(0)
+
+
+LIVES: dict[str, Callable[[], Mixer]] = {
+    **{name: make for name, make in MIXERS.items() if name != "own"},
+    "subclass": lambda: Same(1.0),
+    "choice_of_subclasses": lambda: SameChoice([Same(1.0), CutMix(1.0)]),
+    "own_lam": Uniform,
+    "own_index": lambda: Mirrored(1.0, per_sample=True),
+}
+no_hook = pytest.mark.xfail(strict=True, reason="Mixer has no hook sample_index yet")
+each_life = pytest.mark.parametrize(
+    "make", [pytest.param(make, id=name, marks=no_hook if name == "own_index" else ()) for name, make in LIVES.items()]
+)
+
+LOSSES: dict[type[nn.Module], Callable[[Tensor, Tensor], Tensor]] = {
+    nn.CrossEntropyLoss: F.cross_entropy,
+    nn.MSELoss: F.mse_loss,
+    nn.BCEWithLogitsLoss: F.binary_cross_entropy_with_logits,
+    nn.NLLLoss: F.nll_loss,
+}
+COPIES = (copy.deepcopy, through_pickle, through_torch_save)
+sizes, flags = st.sampled_from((2, 3, 4)), st.booleans()
+modes = st.sampled_from((None, True, False))
+gradients = st.sampled_from(
+    (torch.enable_grad, torch.enable_grad, torch.enable_grad, torch.no_grad, torch.inference_mode)
+)
+
+
+class Net(nn.Module):
+    """A model with its mixer inside, or registered in it and called in the loop; returns what its layer saw too."""
+
+    def __init__(self, mixer: Mixer, *, inside: bool) -> None:
+        super().__init__()
+        self.mixer, self.linear, self.inside = mixer, nn.Linear(24, 3), inside
+
+    def forward(self, input: Tensor, mix: Mix | None = None) -> tuple[Tensor, Tensor]:
+        seen = self.mixer(input, mix) if self.inside else input
+        return self.linear(seen.flatten(1)), seen
+
+    def step(self, input: Tensor, mix: Mix | None = None) -> Tensor:
+        """What the layer saw of a batch, as the loop of the user calls the model."""
+        seen: Tensor = (self(input, mix) if self.inside else self(self.mixer(input, mix)))[1]
+        return seen
+
+
+@dataclass
+class Known:
+    """A mixer, and what is known of it."""
+
+    module: Mixer
+    training: bool = True
+    drawn: Mix | None = None
+
+    def copied(self, module: Mixer) -> Known:
+        return Known(module, self.training)
+
+
+def share(mix: Mix, i: int) -> Tensor:
+    lam = mix.lam.double()
+    return (lam if lam.ndim == 0 else lam[i % len(lam)]).mean()
+
+
+def mixed_by_loops(input: Tensor, mix: Mix) -> Tensor:
+    lam = [mix.lam if mix.lam.ndim == 0 else mix.lam[i % len(mix.lam)] for i in range(len(input))]
+    return torch.stack([lam[i] * input[i] + (1 - lam[i]) * input[j] for i, j in enumerate(mix.index.tolist())])
+
+
+def loss_by_loops(kind: type[nn.Module], mode: bool | None, output: Tensor, target: Tensor, mix: Mix) -> Tensor:
+    """The mean over the samples of losses that are linear in nothing but what the papers say."""
+    single, labels = LOSSES[kind], not target.is_floating_point()
+    of_losses = mode is True or (mode is None and (labels or kind is nn.NLLLoss))
+    target = target if of_losses else F.one_hot(target, 3).double() if labels else target.double()
+    terms = []
+    for i, j in enumerate(mix.index.tolist()):
+        lam, own, partner = share(mix, i), target[i : i + 1], target[j : j + 1]
+        at = output[i : i + 1].double()
+        own, partner = (own, partner) if labels else (own.double(), partner.double())
+        terms += [
+            lam * single(at, own) + (1 - lam) * single(at, partner)
+            if of_losses
+            else single(at, lam * own + (1 - lam) * partner)
+        ]
+    return torch.stack(terms).mean()
+
+
+def mix_by_hand(size: int, kind: int) -> Mix:
+    """A mix of each shape of lam, with partners that repeat."""
+    lam = torch.rand(((), (size,), (1, 1, 3, 4), (size, 1, 3, 4))[kind])
+    return Mix(lam, torch.randint(size, (size,)))
+
+
+def hits(output: Tensor, target: Tensor) -> Tensor:
+    return (output.argmax(1) == target).float()
+
+
+def tenfold(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
+    return 10 * output
+
+
+class Life(RuleBasedStateMachine):
+    make: Callable[[], Mixer]
+
+    @initialize(seed=st.integers(0, 99), inside=flags, mode=modes)
+    def begin(self, seed: int, inside: bool, mode: bool | None) -> None:
+        torch.manual_seed(seed)
+        self.own, self.other = Known(self.make()), Known(MixUp(1.0))
+        self.net = Net(self.own.module, inside=inside)
+        self.criterion = MixUpCriterion(nn.CrossEntropyLoss(), self.own.module, interpolate_loss=mode)
+        self.link: Known | None = self.own
+        self.loss_trains, self.mode, self.scale, self.p = True, mode, 1, self.own.module.p
+        self.kind: type[nn.Module] = nn.CrossEntropyLoss
+        self.resting: set[int] = set()
+
+    def due(self, size: int, given: Mix | None) -> Mix | list[type[Exception]] | None:
+        """The mix that is meant, none, or the errors of which one is due: the contract in a few lines."""
+        if given is not None:
+            return given if len(given.index) == size else [ValueError]
+        if self.link is None or not (self.link.training and self.loss_trains):
+            return None
+        drawn = self.link.drawn
+        other_size = drawn is not None and len(drawn.index) != size
+        if drawn is None or not torch.is_grad_enabled():
+            return [RuntimeError, ValueError] if other_size else [RuntimeError]
+        return [ValueError] if other_size else drawn
+
+    # Modes
+
+    @rule(who=st.sampled_from(("mixer", "net", "criterion", "parent", "link")), on=flags)
+    def switch(self, who: str, on: bool) -> None:
+        parent = nn.ModuleDict({"net": self.net, "criterion": self.criterion})
+        if who == "link":  # the mixer that the criterion follows, whether the net holds it or not
+            if self.link is None:
+                return
+            self.link.module.train(on)
+            self.link.training = on
+        else:
+            {"mixer": self.own.module, "net": self.net, "criterion": self.criterion, "parent": parent}[who].train(on)
+        if who in ("mixer", "net", "parent") or (who == "link" and self.link is self.own):
+            self.own.training, self.resting = on, set()
+        if who in ("criterion", "parent"):
+            self.loss_trains = on
+
+    @precondition(lambda self: isinstance(self.own.module, RandomChoice) and self.own.training)
+    @rule(entry=st.sampled_from((0, 1)), on=flags)
+    def switch_an_entry(self, entry: int, on: bool) -> None:
+        assert isinstance(self.own.module, RandomChoice)
+        self.own.module.mixers[entry].train(on)
+        self.resting = self.resting - {entry} if on else self.resting | {entry}
+
+    @rule(p=st.sampled_from((0, 0.5, 1)))
+    def set_p(self, p: float) -> None:
+        self.own.module.p = self.p = p
+
+    # Forward
+
+    @rule(size=sizes, grad=flags)
+    def forward(self, size: int, grad: bool) -> None:
+        input, state = torch.randn(size, 2, 3, 4), torch.get_rng_state()
+        drawn = self.own.module.sample(input)
+        torch.set_rng_state(state)
+        with torch.set_grad_enabled(grad) if self.own.training else torch.inference_mode(grad):
+            seen = self.net.step(input)
+        if not self.own.training:
+            assert seen is input
+            assert torch.equal(torch.get_rng_state(), state)
+            return
+        torch.testing.assert_close(seen, mixed_by_loops(input, drawn))
+        self.own.drawn = drawn
+        self.check_draw(drawn)
+
+    def check_draw(self, mix: Mix) -> None:
+        lam, module = mix.lam, self.own.module
+        if isinstance(module, Mirrored):
+            assert mix.index.tolist() == list(range(len(mix.index)))[::-1]
+        else:
+            assert all(i != j for i, j in enumerate(mix.index.tolist()))
+        if self.p == 0 or self.resting == {0, 1}:
+            assert (lam == 1).all()
+        elif 0 in self.resting:  # what mixes numbers rests: boxes alone
+            assert ((lam == 0) | (lam == 1)).all()
+        elif 1 in self.resting:  # what cuts boxes rests
+            assert (lam.flatten(1).amin(1) == lam.flatten(1).amax(1)).all()
+
+    @rule(size=sizes, kind=st.integers(0, 3))
+    def forward_with_a_mix(self, size: int, kind: int) -> None:
+        input, mix = torch.randn(size, 2, 3, 4), mix_by_hand(size, kind)
+        state = torch.get_rng_state()
+        torch.testing.assert_close(self.net.step(input, mix), mixed_by_loops(input, mix))
+        assert torch.equal(torch.get_rng_state(), state)
+        if self.own.training:
+            assert self.own.module.last_mix is mix
+            self.own.drawn = mix
+
+    @rule(size=sizes)
+    def forward_that_fails(self, size: int) -> None:
+        with refused(ValueError):
+            self.net.step(torch.randn(size, 2, 3, 4), mix_by_hand(size + 1, 0))
+        with refused(TypeError):
+            self.net.step(torch.ones(size, 2, 3, 4).long(), mix_by_hand(size, 0))
+
+    @rule(size=sizes)
+    def forward_of_another_model(self, size: int) -> None:
+        self.other.module(torch.randn(size, 2, 3, 4))
+        mix = self.other.module.last_mix
+        assert mix is None or len(mix.index) == size
+        self.other.drawn = mix if self.other.training else self.other.drawn
+
+    @precondition(lambda self: self.own.training)
+    @rule(size=sizes, kind=st.integers(0, 3))
+    def set_last_mix_by_hand(self, size: int, kind: int) -> None:
+        self.own.module.last_mix = self.own.drawn = mix_by_hand(size, kind)
+
+    # Loss
+
+    @rule(
+        size=st.sampled_from((None, None, None, 2, 3)),
+        given=st.sampled_from((None, None, 0, 1, 2, 3)),
+        misfit=st.integers(0, 9),
+        grad=gradients,
+        indices=flags,
+    )
+    def loss(self, size: int | None, given: int | None, misfit: int, grad: Any, indices: bool) -> None:
+        drawn = None if self.link is None else self.link.drawn
+        size = size or (4 if drawn is None else len(drawn.index))
+        mix = None if given is None else mix_by_hand(size + (misfit == 9), given)
+        labels = self.kind is nn.NLLLoss or (indices and (self.kind is nn.CrossEntropyLoss or self.mode is False))
+        output, target = (
+            torch.randn(size, 3, requires_grad=True),
+            torch.randint(3, (size,)) if labels else torch.rand(size, 3),
+        )
+        with grad():
+            due, state = self.due(size, mix), torch.get_rng_state()
+            if isinstance(due, list):
+                with refused(*due):
+                    self.criterion(output, target, mix)
+                return
+            value = self.criterion(output, target, mix)
+            assert torch.equal(torch.get_rng_state(), state)
+            if due is None and (not labels or self.kind in (nn.CrossEntropyLoss, nn.NLLLoss)):
+                assert torch.equal(value, self.criterion.loss(output, target))
+            due = due or Mix(torch.tensor(1.0), torch.arange(size))
+            expected = self.scale * loss_by_loops(self.kind, self.mode, output, target, due)
+            torch.testing.assert_close(value.double(), expected, rtol=1e-4, atol=1e-5)
+        if value.requires_grad:
+            both = (torch.autograd.grad(each, output)[0] for each in (value, expected))
+            torch.testing.assert_close(*both, rtol=1e-4, atol=1e-5)
+
+    @rule(size=sizes, given=st.sampled_from((None, 0, 1, 2, 3)), grad=gradients)
+    def metric(self, size: int, given: int | None, grad: Any) -> None:
+        output, target = torch.randn(size, 3), torch.randint(3, (size,))
+        mix = mix_by_hand(size, 0) if given is None else mix_by_hand(size, given)
+        with grad():
+            value = MixUpCriterion(hits)(output, target, None if given is None else mix)
+        plain = hits(output, target).double(), hits(output, target[mix.index]).double()
+        for i in range(size):
+            lam = 1 if given is None else share(mix, i)
+            torch.testing.assert_close(value[i].double(), lam * plain[0][i] + (1 - lam) * plain[1][i])
+
+    # The criterion changed
+
+    @rule(to=st.sampled_from(("own", "own", "other", "none", "net")))
+    def relink(self, to: str) -> None:
+        if to == "net":
+            with refused(TypeError):
+                self.criterion.mixer = self.net  # type: ignore[assignment]
+            return
+        self.link = {"own": self.own, "other": self.other, "none": None}[to]
+        self.criterion.mixer = None if self.link is None else self.link.module
+
+    @rule(kind=st.sampled_from(tuple(LOSSES)))
+    def replace_the_loss(self, kind: type[nn.Module]) -> None:
+        if kind is nn.NLLLoss and self.mode is False:
+            with refused(ValueError):
+                self.criterion.loss = kind()
+        else:
+            self.criterion.loss = kind()
+            self.kind, self.scale = kind, 1
+        assert type(self.criterion.loss) is self.kind
+
+    @rule(mode=modes)
+    def change_what_is_interpolated(self, mode: bool | None) -> None:
+        if self.kind is nn.NLLLoss and mode is False:
+            with refused(ValueError):
+                self.criterion.interpolate_loss = mode
+        else:
+            self.criterion.interpolate_loss = self.mode = mode
+
+    @precondition(lambda self: self.scale < 100)
+    @rule()
+    def hook_the_loss(self) -> None:
+        assert isinstance(self.criterion.loss, nn.Module)
+        self.criterion.loss.register_forward_hook(tenfold)
+        self.scale *= 10
+
+    # Copies: none carries a draw
+
+    @rule(how=st.sampled_from((copy.copy, *COPIES)))
+    def copy_the_mixer(self, how: Callable[[Any], Any]) -> None:
+        copied, input = how(self.own.module), torch.randn(3, 2, 3, 4)
+        assert (type(copied), repr(copied)) == (type(self.own.module), repr(self.own.module))
+        assert (copied.training, copied.last_mix) == (self.own.training, None)
+        state = torch.get_rng_state()
+        output = copied(input)
+        torch.set_rng_state(state)
+        mix = self.own.module.sample(input)
+        torch.testing.assert_close(output, mixed_by_loops(input, mix) if self.own.training else input)
+
+    @rule(how=st.sampled_from(COPIES))
+    def copy_model_and_criterion_together(self, how: Callable[[Any], Any]) -> None:
+        self.net, self.criterion = how((self.net, self.criterion))
+        own = self.own.copied(self.net.mixer)
+        if self.link is not None:
+            assert isinstance(self.criterion.mixer, Mixer)
+            self.link = own if self.link is self.own else self.link.copied(self.criterion.mixer)
+        self.own = own
+
+    @rule(how=st.sampled_from(COPIES))
+    def copy_the_model_alone(self, how: Callable[[Any], Any]) -> None:
+        self.net = how(self.net)
+        self.own = self.own.copied(self.net.mixer)
+
+    @rule(how=st.sampled_from((copy.copy, *COPIES)))
+    def copy_the_criterion_alone(self, how: Callable[[Any], Any]) -> None:
+        self.criterion = how(self.criterion)
+        if self.link is not None and how is not copy.copy:
+            assert isinstance(self.criterion.mixer, Mixer)
+            self.link = self.link.copied(self.criterion.mixer)
+
+    # What always holds
+
+    @invariant()
+    def modes_draws_and_links_are_as_known(self) -> None:
+        for known in (self.own, self.other, *([] if self.link is None else [self.link])):
+            assert known.module.training == known.training
+            drawn = known.drawn if known.training else None
+            if drawn is None or known.module.last_mix is None:
+                assert known.module.last_mix is drawn
+            else:
+                assert all(map(torch.equal, known.module.last_mix, drawn))
+        assert self.own.module is self.net.mixer
+        assert self.own.module.p == self.p
+        assert self.criterion.mixer is (None if self.link is None else self.link.module)
+        assert (self.criterion.training, self.criterion.interpolate_loss) == (self.loss_trains, self.mode)
+
+    @invariant()
+    def there_is_no_state_but_that_of_the_layers(self) -> None:
+        parent = nn.ModuleDict({"net": self.net, "criterion": self.criterion})
+        assert list(parent.state_dict()) == ["net.linear.weight", "net.linear.bias"]
+        assert [name for name, _ in self.criterion.named_modules()] == ["", "loss"]
+
+
+@each_life
+def test_any_order_of_events_uses_the_mix_that_is_meant(make: Callable[[], Mixer]) -> None:
+    class Lived(Life):
+        pass
+
+    Lived.make = staticmethod(make)
+    run_state_machine_as_test(Lived, settings=settings(stateful_step_count=25))
