@@ -75,6 +75,11 @@ def applied(mixer: Mixer) -> Mix:
     return mixer.last_mix
 
 
+def tenfold(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
+    """A hook."""
+    return 10 * output
+
+
 def refused(*errors: type[Exception]) -> pytest.RaisesExc[Exception]:
     """Expect one of these errors; the table of errors has the texts."""
     return pytest.raises(errors)
