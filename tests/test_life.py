@@ -324,6 +324,7 @@ class Life(stateful.RuleBasedStateMachine):
     def there_is_no_state_but_that_of_the_layers(self) -> None:
         parent = nn.ModuleDict({"net": self.net, "criterion": self.criterion})
         assert list(parent.state_dict()) == ["net.linear.weight", "net.linear.bias"]
+        assert (len(list(parent.parameters())), len(list(parent.buffers()))) == (2, 0)
         assert [name for name, _ in self.criterion.named_modules()] == ["", "loss"]
 
 
@@ -335,5 +336,5 @@ def test_any_order_of_events_uses_the_mix_that_is_meant(name: str) -> None:
     class Lived(Life):
         make = staticmethod(LIVES.get(name, lambda: Mirrored(1.0, per_sample=True)))
 
-    examples = settings(max_examples=settings().max_examples // 2, stateful_step_count=25)
+    examples = settings(max_examples=settings().max_examples // 3, stateful_step_count=30)
     stateful.run_state_machine_as_test(Lived, settings=examples)

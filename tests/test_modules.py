@@ -94,15 +94,6 @@ def drawn(mixer: Mixer) -> set[float]:
 
 
 @each_mixer
-def test_has_no_state_and_loads_with_and_without_it(make: Make) -> None:
-    plain, mixed = nn.Sequential(nn.Identity(), Net()), nn.Sequential(make(), Net())
-    mixed(IMAGES)
-    assert not [*mixed[0].state_dict(), *mixed[0].parameters(), *mixed[0].buffers()]
-    plain.load_state_dict(mixed.state_dict(), strict=True)
-    mixed.load_state_dict(plain.state_dict(), strict=True)
-
-
-@each_mixer
 def test_no_draw_depends_on_an_earlier_call(make: Make) -> None:
     used = make()
     used(IMAGES[:3])
@@ -373,15 +364,6 @@ def test_a_learned_lam_has_its_gradient(where: str) -> None:
     assert seen == {(True, False)} | others[where]
 
 
-@pytest.mark.xfail(strict=True, reason="Mixer has no hook sample_index yet")
-def test_partners_by_sample_index_stay_under_p() -> None:
-    mixer = OwnIndex(1.0, per_sample=True)
-    torch.testing.assert_close(mixer(IMAGES), mixed_by_loops(IMAGES, applied(mixer)))
-    assert applied(mixer).index.tolist() == list(range(8))[::-1]
-    mixer.p = 0.0
-    assert torch.equal(mixer(IMAGES), IMAGES)
-
-
 def test_a_sample_of_ones_own_is_what_is_applied() -> None:
     mixer = OwnSample(1.0)
     torch.testing.assert_close(mixer(IMAGES), torch.lerp(IMAGES.flip(0), IMAGES, applied(mixer).lam))
@@ -409,16 +391,14 @@ def test_a_choice_refuses_what_it_would_never_call(request: pytest.FixtureReques
         _ = choice(IMAGES) if later else RandomChoice([MixUp(), wrong])
 
 
-@pytest.mark.xfail(strict=True, reason="equal weights are counted when a choice is made")
+@pytest.mark.xfail(strict=True, reason="weights are counted when a choice is made")
 def test_a_choice_takes_another_entry_by_append() -> None:
     choice = RandomChoice([Constant(0.25), Constant(0.5)])
     choice.mixers.append(Constant(0.75))
     assert drawn(choice) == {0.25, 0.5, 0.75}
-
-
-def test_weights_of_another_length_are_refused_at_the_draw() -> None:
-    choice = RandomChoice([MixUp(), CutMix()], (1, 3))
-    choice.mixers.append(MixUp())
+    choice.weights = (0, 0, 1)
+    assert drawn(choice) == {0.75}
+    del choice.mixers[0]
     with refused(ValueError):
         choice(IMAGES)
 
