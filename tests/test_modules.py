@@ -263,9 +263,10 @@ def test_a_sequential_calls_a_registered_mixer_once_more() -> None:
     assert shapes == [IMAGES.shape, (8, 3), IMAGES.shape]
 
 
-def test_training_under_data_parallel_fails_loudly() -> None:
+@pytest.mark.parametrize("drawn_before", (False, True))  # a draw that the criterion would go on using
+def test_training_under_data_parallel_fails_loudly(drawn_before: bool) -> None:
     mixer: Any = MixUp()
-    mixer(IMAGES)  # a draw that the criterion would go on using
+    _ = drawn_before and mixer(IMAGES)
     with refused(RuntimeError):
         following(mixer)(Net()(mixer._replicate_for_data_parallel()(IMAGES)), LABELS)
     assert mixer.eval()._replicate_for_data_parallel()(IMAGES) is IMAGES
