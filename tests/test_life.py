@@ -55,8 +55,9 @@ LIVES: dict[str, Callable[[], Mixer]] = {
 COPIES = (copy.deepcopy, through_pickle, through_torch_save)
 sizes, flags = st.sampled_from((2, 3, 4)), st.booleans()
 modes = st.sampled_from((None, True, False))
-kinds, givens = st.integers(0, 3), st.sampled_from((None, None, None, 0, 1, 2, 3, 4))  # of mix_by_hand; 4 does not fit
-gradients = st.sampled_from((torch.enable_grad, torch.enable_grad, torch.no_grad, torch.inference_mode))
+kinds = st.integers(0, 3)  # of mix_by_hand
+RESTING: tuple[set[int], ...] = (set(), set(), {0}, {1}, {0, 1})  # entries of a choice
+GRADIENTS = (torch.enable_grad, torch.no_grad, torch.inference_mode)
 
 
 class Net(nn.Module):
@@ -132,21 +133,15 @@ class Life(stateful.RuleBasedStateMachine):
         if who in ("criterion", "parent"):
             self.loss_trains = on
 
-    @stateful.precondition(lambda self: isinstance(self.own.module, RandomChoice) and self.own.training)
-    @stateful.rule(entry=st.sampled_from((0, 1)), on=flags)
-    def switch_an_entry(self, entry: int, on: bool) -> None:
-        assert isinstance(self.own.module, RandomChoice)
-        self.own.module.mixers[entry].train(on)
-        self.resting = self.resting - {entry} if on else self.resting | {entry}
-
-    @stateful.rule(p=st.sampled_from((0, 0.5, 1)))
-    def set_p(self, p: float) -> None:
-        self.own.module.p = self.p = p
-
     # Forward
 
-    @stateful.rule(size=sizes, grad=flags)
-    def forward(self, size: int, grad: bool) -> None:
+    @stateful.rule(size=sizes, grad=flags, p=st.sampled_from((1, 1, 0.5, 0)), resting=st.sampled_from(RESTING))
+    def forward(self, size: int, grad: bool, p: float, resting: set[int]) -> None:
+        self.own.module.p = self.p = p
+        if isinstance(self.own.module, RandomChoice) and self.own.training:
+            self.resting = resting
+            for i, entry in enumerate(self.own.module.mixers):
+                entry.train(i not in resting)
         input, state = torch.randn(size, 2, 3, 4), torch.get_rng_state()
         drawn = self.own.module.sample(input)
         torch.set_rng_state(state)
@@ -169,8 +164,8 @@ class Life(stateful.RuleBasedStateMachine):
         elif 1 in self.resting:  # what cuts boxes rests
             assert (lam.flatten(1).amin(1) == lam.flatten(1).amax(1)).all()
 
-    @stateful.rule(size=sizes, kind=kinds)
-    def forward_with_a_mix(self, size: int, kind: int) -> None:
+    @stateful.rule(size=sizes, kind=kinds, set_by_hand=flags)
+    def forward_with_a_mix(self, size: int, kind: int, set_by_hand: bool) -> None:
         input, mix = torch.randn(size, 2, 3, 4), mix_by_hand(size, kind)
         state = torch.get_rng_state()
         torch.testing.assert_close(self.net.step(input, mix), mixed_by_loops(input, mix))
@@ -178,6 +173,8 @@ class Life(stateful.RuleBasedStateMachine):
         if self.own.training:
             assert self.own.module.last_mix is mix
             self.own.drawn = mix
+            if set_by_hand:
+                self.own.module.last_mix = self.own.drawn = mix_by_hand(size, kind)
 
     @stateful.rule(size=sizes)
     def forward_that_fails(self, size: int) -> None:
@@ -192,19 +189,20 @@ class Life(stateful.RuleBasedStateMachine):
         self.other.training = on
         self.other.drawn = self.other.module.last_mix if on else self.other.drawn
 
-    @stateful.precondition(lambda self: self.own.training)
-    @stateful.rule(size=sizes, kind=kinds)
-    def set_last_mix_by_hand(self, size: int, kind: int) -> None:
-        self.own.module.last_mix = self.own.drawn = mix_by_hand(size, kind)
-
     # Loss
 
-    @stateful.rule(size=st.sampled_from((None, None, 3)), given=givens, grad=gradients, of=flags)
-    def loss(self, size: int | None, given: int | None, grad: Any, of: bool) -> None:
+    @stateful.invariant()
+    def losses_are_those_of_the_mix_that_is_meant(self) -> None:
+        """At every step: of the batch that is meant, and one of the many others."""
         drawn = None if self.link is None else self.link.drawn
-        size = size or (4 if drawn is None else len(drawn.index))
-        mix = None if given is None else mix_by_hand(size + given // 4, given % 4)
-        labels = self.kind is nn.NLLLoss or (of and (self.kind is nn.CrossEntropyLoss or self.mode is False))
+        size = 4 if drawn is None else len(drawn.index)
+        self.loss(size, None, torch.enable_grad)
+        other, kind, misfit, grad = (int(torch.randint(n, ())) for n in (3, 4, 9, 3))
+        self.loss(size + (other == 0), mix_by_hand(size + (misfit == 0), kind) if other == 1 else None, GRADIENTS[grad])
+
+    def loss(self, size: int, mix: Mix | None, grad: Any) -> None:
+        of_labels = self.kind is nn.CrossEntropyLoss or self.mode is False
+        labels = self.kind is nn.NLLLoss or (of_labels and bool(torch.rand(()) < 0.5))
         output = torch.randn(size, 3, requires_grad=True)
         target = torch.randint(3, (size,)) if labels else torch.rand(size, 3)
         with grad():
@@ -225,7 +223,7 @@ class Life(stateful.RuleBasedStateMachine):
             both = (torch.autograd.grad(each, output)[0] for each in (value, expected))
             torch.testing.assert_close(*both, rtol=1e-4, atol=1e-5)
 
-    @stateful.rule(size=sizes, kind=kinds, grad=gradients)
+    @stateful.rule(size=sizes, kind=kinds, grad=st.sampled_from(GRADIENTS))
     def metric(self, size: int, kind: int, grad: Any) -> None:
         output, target, mix = torch.randn(size, 3), torch.randint(3, (size,)), mix_by_hand(size, kind)
         with grad():
@@ -245,14 +243,15 @@ class Life(stateful.RuleBasedStateMachine):
         self.link = {"own": self.own, "other": self.other, "none": None}[to]
         self.criterion.mixer = None if self.link is None else self.link.module
 
-    @stateful.rule(kind=st.sampled_from(tuple(LOSSES)))
-    def replace_the_loss(self, kind: type[nn.Module]) -> None:
+    @stateful.rule(kind=st.sampled_from(tuple(LOSSES)), hooked=flags)
+    def replace_the_loss(self, kind: type[nn.Module], hooked: bool) -> None:
         if kind is nn.NLLLoss and self.mode is False:
             with refused(ValueError):
                 self.criterion.loss = kind()
         else:
-            self.criterion.loss = kind()
-            self.kind, self.scale = kind, 1
+            loss = self.criterion.loss = kind()
+            self.kind, self.scale = kind, 10 if hooked else 1
+            _ = hooked and loss.register_forward_hook(tenfold)
         assert type(self.criterion.loss) is self.kind
 
     @stateful.rule(mode=modes)
@@ -262,13 +261,6 @@ class Life(stateful.RuleBasedStateMachine):
                 self.criterion.interpolate_loss = mode
         else:
             self.criterion.interpolate_loss = self.mode = mode
-
-    @stateful.precondition(lambda self: self.scale < 100)
-    @stateful.rule()
-    def hook_the_loss(self) -> None:
-        assert isinstance(self.criterion.loss, nn.Module)
-        self.criterion.loss.register_forward_hook(tenfold)
-        self.scale *= 10
 
     # Copies: none carries a draw
 
@@ -283,26 +275,24 @@ class Life(stateful.RuleBasedStateMachine):
         mix = self.own.module.sample(input)
         torch.testing.assert_close(output, mixed_by_loops(input, mix) if self.own.training else input)
 
-    @stateful.rule(how=st.sampled_from(COPIES))
-    def copy_model_and_criterion_together(self, how: Callable[[Any], Any]) -> None:
-        self.net, self.criterion = how((self.net, self.criterion))
-        own = Known(self.net.mixer, self.own.training)
-        if self.link is not None:
-            assert isinstance(self.criterion.mixer, Mixer)
-            self.link = own if self.link is self.own else Known(self.criterion.mixer, self.link.training)
-        self.own = own
-
-    @stateful.rule(how=st.sampled_from(COPIES))
-    def copy_the_model_alone(self, how: Callable[[Any], Any]) -> None:
-        self.net = how(self.net)
-        self.own = Known(self.net.mixer, self.own.training)
-
-    @stateful.rule(how=st.sampled_from((copy.copy, *COPIES)))
-    def copy_the_criterion_alone(self, how: Callable[[Any], Any]) -> None:
-        self.criterion = how(self.criterion)
-        if self.link is not None and how is not copy.copy:
-            assert isinstance(self.criterion.mixer, Mixer)
-            self.link = Known(self.criterion.mixer, self.link.training)
+    @stateful.rule(how=st.sampled_from(COPIES), what=st.sampled_from(("both", "model", "criterion", "shallow")))
+    def copy_model_or_criterion(self, how: Callable[[Any], Any], what: str) -> None:
+        net, criterion = how((self.net, self.criterion))
+        own = Known(net.mixer, self.own.training)
+        link = None if self.link is None else Known(criterion.mixer, self.link.training)
+        if what == "both":
+            self.net, self.criterion = net, criterion
+            self.link = own if self.link is self.own else link
+            self.own = own
+        elif what == "model":
+            self.net, self.own = net, own
+        elif what == "criterion":
+            self.criterion, self.link = how(self.criterion), link
+            if link is not None:
+                assert isinstance(self.criterion.mixer, Mixer)
+                link.module = self.criterion.mixer
+        else:
+            self.criterion = copy.copy(self.criterion)
 
     # What always holds
 
@@ -336,5 +326,5 @@ def test_any_order_of_events_uses_the_mix_that_is_meant(name: str) -> None:
     class Lived(Life):
         make = staticmethod(LIVES.get(name, lambda: Mirrored(1.0, per_sample=True)))
 
-    examples = settings(max_examples=settings().max_examples // 3, stateful_step_count=30)
+    examples = settings(max_examples=settings().max_examples // 4, stateful_step_count=25)
     stateful.run_state_machine_as_test(Lived, settings=examples)
