@@ -57,6 +57,7 @@ sizes, flags = st.sampled_from((2, 3, 4)), st.booleans()
 modes = st.sampled_from((None, True, False))
 kinds = st.integers(0, 3)  # of mix_by_hand
 RESTING: tuple[set[int], ...] = (set(), set(), {0}, {1}, {0, 1})  # entries of a choice
+often = stateful.rule(size=sizes, grad=flags, p=st.sampled_from((1, 1, 0.5, 0)), resting=st.sampled_from(RESTING))
 GRADIENTS = (torch.enable_grad, torch.no_grad, torch.inference_mode)
 
 
@@ -135,8 +136,7 @@ class Life(stateful.RuleBasedStateMachine):
 
     # Forward
 
-    @stateful.rule(size=sizes, grad=flags, p=st.sampled_from((1, 1, 0.5, 0)), resting=st.sampled_from(RESTING))
-    def forward(self, size: int, grad: bool, p: float, resting: set[int]) -> None:
+    def step(self, size: int, grad: bool, p: float, resting: set[int]) -> None:
         self.own.module.p = self.p = p
         if isinstance(self.own.module, RandomChoice) and self.own.training:
             self.resting = resting
@@ -163,6 +163,8 @@ class Life(stateful.RuleBasedStateMachine):
             assert ((lam == 0) | (lam == 1)).all()
         elif 1 in self.resting:  # what cuts boxes rests
             assert (lam.flatten(1).amin(1) == lam.flatten(1).amax(1)).all()
+
+    forward, forward_again = often(step), often(step)  # each rule is as likely as another
 
     @stateful.rule(size=sizes, kind=kinds, set_by_hand=flags)
     def forward_with_a_mix(self, size: int, kind: int, set_by_hand: bool) -> None:
