@@ -505,3 +505,9 @@ def test_hooks_and_what_is_overridden_are_part_of_the_loss(mode: bool | None, mi
     torch.testing.assert_close(MixUpCriterion(Moded(), interpolate_loss=mode).eval()(OUTPUT, INDICES, mix), plain)
     criterion = MixUpCriterion(before, interpolate_loss=mode)
     torch.testing.assert_close(criterion(OUTPUT, INDICES, mix), loss_by_loops(3 * OUTPUT, INDICES, mix))
+
+
+def test_class_indices_are_dense_in_training_and_in_eval() -> None:
+    criterion, one_hot = MixUpCriterion(nn.MSELoss(), interpolate_loss=False), F.one_hot(INDICES, 3).float()
+    for training in (True, False):
+        torch.testing.assert_close(criterion.train(training)(OUTPUT, INDICES), F.mse_loss(OUTPUT, one_hot))
