@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -146,11 +146,12 @@ def reduce(losses: Tensor, reduction: str) -> Tensor:
     }[reduction]
 
 
-def unreduced(loss: Any) -> Any:
+def unreduced(loss: Any) -> Loss:
     """The loss that returns every element, in float64."""
     copied = copy.deepcopy(loss)
     copied.reduction = "none"
-    return copied.double() if isinstance(copied, nn.Module) else copied
+    unreduced: Loss = copied.double() if isinstance(copied, nn.Module) else copied
+    return unreduced
 
 
 def mix_loss(loss: Any, input: Tensor, target: Tensor, mix: Mix) -> Tensor:
@@ -158,7 +159,8 @@ def mix_loss(loss: Any, input: Tensor, target: Tensor, mix: Mix) -> Tensor:
     of_positions = takes_lam(target, mix)
     if mix.lam.ndim == 0:
         lam = mix.lam.double()
-        return lam * loss(input, target) + (1 - lam) * loss(input, target[mix.index])
+        value: Tensor = lam * loss(input, target) + (1 - lam) * loss(input, target[mix.index])
+        return value
     each, losses, weights = unreduced(loss), [], []
     class_weight = getattr(loss, "class_weight", None) if not target.is_floating_point() else None
     for i, j, whole in pairs(mix):
@@ -179,17 +181,17 @@ def criterion(
     *, hard: bool = False, cross_entropy: bool = False,
 ) -> Tensor:  # fmt: skip
     """The criterion as a whole; ``hard`` losses keep targets apart, ``cross_entropy`` is linear in class indices."""
-    floating = target.is_floating_point()
+    floating, plain = target.is_floating_point(), cast(Loss, loss)
     if interpolate_loss is False and not floating and not cross_entropy:
         num_classes = input.shape[1]
-        return loss(input, one_hot(target, num_classes) if mix is None else mix_targets(target, mix, num_classes))
+        return plain(input, one_hot(target, num_classes) if mix is None else mix_targets(target, mix, num_classes))
     if mix is None:
-        return loss(input, target)
+        return plain(input, target)
     if interpolate_loss is None:
         interpolate_loss = hard or not floating
     if interpolate_loss or not floating:
         return mix_loss(loss, input, target, mix)
-    return loss(input, mix_targets(target, mix))
+    return plain(input, mix_targets(target, mix))
 
 
 def cross_entropy(input: Tensor, target: Tensor, mix: Mix, **options: Any) -> Tensor:

@@ -82,9 +82,10 @@ def layouts(draw: Draw, /, value: Tensor) -> Tensor:
 @st.composite
 def batches(draw: Draw, /, dtypes: Sequence[torch.dtype] = FLOATING, *, empty: bool = True) -> tuple[Tensor, Mix]:
     """An input of any rank, dtype and layout, and a mix of it."""
-    spatial = draw(st.sampled_from(SPATIAL))
+    spatial: Shape = draw(st.sampled_from(SPATIAL))
     batch_size = draw(st.integers(0 if empty else 1, 5))
-    sizes = (batch_size, draw(st.integers(1, 3)), *spatial) if spatial or draw(st.booleans()) else (batch_size,)
+    channels = (draw(st.integers(1, 3)),) if spatial or draw(st.booleans()) else ()
+    sizes: Shape = (batch_size, *channels, *spatial)
     value = draw(layouts(random(draw, sizes).to(draw(st.sampled_from(dtypes)))))
     return value, draw(mixes(batch_size, spatial))
 
@@ -210,7 +211,7 @@ class Program(NamedTuple):
 
     def expected(self, output: Tensor, target: Tensor, mix: Mix | None) -> Tensor:
         """What the oracle says, in float64."""
-        options = {k: v.double() if isinstance(v, Tensor) else v for k, v in self.options.items()}
+        options: dict[str, Any] = {k: v.double() if isinstance(v, Tensor) else v for k, v in self.options.items()}
         if self.kind.module in (nn.CrossEntropyLoss, nn.NLLLoss):
             loss: Any = reference.CrossEntropy(**options, normalised=self.kind.module is nn.NLLLoss)
         else:
@@ -229,7 +230,7 @@ def make_subclass(module: type[nn.Module], factor: float | None) -> type[nn.Modu
         return type("Own", (module,), {})
 
     def forward(self: nn.Module, output: Tensor, target: Tensor) -> Tensor:
-        return factor * module.forward(self, output, target)  # type: ignore[no-any-return, operator]
+        return factor * module.forward(self, output, target)  # type: ignore[no-any-return]
 
     return type("Own", (module,), {"forward": forward})
 
@@ -285,7 +286,7 @@ def programs(draw: Draw, /, *, dtypes: Sequence[torch.dtype] = (torch.float64,),
     if kind.module is not nn.NLLLoss:  # whose backward torch has for contiguous inputs alone
         output = draw(layouts(output))
     program = Program(
-        kind, form, options, output, draw(layouts(target)) if target.ndim else target, mix, mode,
+        kind, form, options, output, draw(layouts(target)), mix, mode,
         draw(st.booleans()), draw(st.booleans()),
     )  # fmt: skip
     if mix.lam.ndim and program.interpolates_loss and form in ("partial", "lambda"):
