@@ -12,14 +12,14 @@ import torch.nn.functional as F
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from mixup_nn import CutMix, Mix, Mixer, MixUp, RandomChoice
+from mixup_nn import Mix, Mixer, RandomChoice
 
 from . import reference
 
 Draw = st.DrawFn
 Shape = tuple[int, ...]
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-SPATIAL = ((), (2,), (1,), (2, 3), (1, 3), (2, 1), (2, 1, 2))
+SPATIAL: tuple[Shape, ...] = ((), (2,), (1,), (2, 3), (1, 3), (2, 1), (2, 1, 2))
 
 seeds = st.integers(0, 2**16)
 weights = st.one_of(st.sampled_from([0.0, 0.25, 0.5, 1.0]), st.floats(0, 1))
@@ -71,7 +71,7 @@ KEPT = {"contiguous", "channels_last"}  # the memory formats
 
 
 @st.composite
-def layouts(draw: Draw, /, value: Tensor) -> Tensor:
+def layouts(draw: Draw, value: Tensor, /) -> Tensor:
     """The tensor in some layout; expanded with a stride of 0, its values are those of its first slice."""
     if draw(st.integers(0, 5)) == 0 and value.numel():
         axis = draw(st.integers(0, value.ndim - 1))
@@ -82,10 +82,11 @@ def layouts(draw: Draw, /, value: Tensor) -> Tensor:
 @st.composite
 def batches(draw: Draw, /, dtypes: Sequence[torch.dtype] = FLOATING, *, empty: bool = True) -> tuple[Tensor, Mix]:
     """An input of any rank, dtype and layout, and a mix of it."""
-    spatial: Shape = draw(st.sampled_from(SPATIAL))
+    spatial = draw(st.sampled_from(SPATIAL))
     batch_size = draw(st.integers(0 if empty else 1, 5))
-    channels = (draw(st.integers(1, 3)),) if spatial or draw(st.booleans()) else ()
-    sizes: Shape = (batch_size, *channels, *spatial)
+    flat = not spatial and draw(st.booleans())
+    channels: Shape = () if flat else (draw(st.integers(1, 3)),)
+    sizes = (batch_size, *channels, *spatial)
     value = draw(layouts(random(draw, sizes).to(draw(st.sampled_from(dtypes)))))
     return value, draw(mixes(batch_size, spatial))
 
@@ -175,7 +176,6 @@ class Program(NamedTuple):
     mix: Mix
     interpolate_loss: bool | None
     large: bool
-    linked: bool
 
     @property
     def of_indices(self) -> bool:
@@ -285,10 +285,8 @@ def programs(draw: Draw, /, *, dtypes: Sequence[torch.dtype] = (torch.float64,),
     output = output.to(dtype)
     if kind.module is not nn.NLLLoss:  # whose backward torch has for contiguous inputs alone
         output = draw(layouts(output))
-    program = Program(
-        kind, form, options, output, draw(layouts(target)), mix, mode,
-        draw(st.booleans()), draw(st.booleans()),
-    )  # fmt: skip
+    target = draw(layouts(target))
+    program = Program(kind, form, options, output, target, mix, mode, draw(st.booleans()))
     if mix.lam.ndim and program.interpolates_loss and form in ("partial", "lambda"):
         options["reduction"] = "none"  # one number could not be weighed
     if form == "compiled" and not program.interpolates_loss:
@@ -310,9 +308,6 @@ class Constant(Mixer):
     def sample_lam(self, input: Tensor) -> Tensor:
         sizes = {"": (), "b": input.shape[:1], "1": (1, 1, *input.shape[2:]), "b1": (len(input), 1, *input.shape[2:])}
         return torch.full(sizes[self.shape], self.value, device=input.device)
-
-
-MIXERS: tuple[type[Mixer], ...] = (MixUp, CutMix, RandomChoice)
 
 
 @st.composite

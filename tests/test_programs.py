@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,13 @@ from torch import Tensor, nn
 from torch.nn.modules import loss as torch_losses
 from torch.nn.modules.module import register_module_forward_hook
 
-from mixup_nn import Mix, Mixer, MixUpCriterion, RandomChoice
+from mixup_nn import Mix, Mixer, MixUp, MixUpCriterion, RandomChoice
 from mixup_nn.functional import mix_inputs, mix_targets, mixup_batch
 from mixup_nn.sampling import sample_mixup
 
 from . import reference
+from .cases import MIXERS as EVERY_MIXER
+from .cases import applied
 from .strategies import (
     FLOATING,
     KINDS,
@@ -352,6 +354,21 @@ def test_mixup_batch_is_the_draw_of_sample_mixup(batch: tuple[Tensor, Mix], seed
     assert torch.equal(mixed, mix_inputs(input, mix))
     assert torch.equal(permuted, target[mix.index])
     assert torch.equal(mixing, 1 - mix.lam)
+
+
+@pytest.mark.parametrize("make", EVERY_MIXER.values(), ids=EVERY_MIXER)
+@given(seed=seeds)
+def test_a_subclass_of_a_mixer_draws_as_its_base(make: Callable[[], Mixer], seed: int) -> None:
+    mixers, input = (make(), make()), torch.randn(4, 2, 3, 2)
+    mixers[1].__class__ = make_subclass(type(mixers[1]), None)
+    outputs = []
+    for mixer in mixers:
+        for alone in (mixer, RandomChoice([mixer])):
+            torch.manual_seed(seed)
+            outputs.append((alone(input), *applied(alone)))
+    for plain, own in zip(outputs[:2], outputs[2:], strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(plain, own, strict=True))
+    assert mixers[1].eval()(input) is input
 
 
 # Trees of choices
