@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -162,7 +162,10 @@ KINDS = (  # in the order of docs/criterion.md
     Kind(nn.SmoothL1Loss, F.smooth_l1_loss, {"beta": (1.0, 0.3)}),
     Kind(nn.SoftMarginLoss, F.soft_margin_loss, target="signs", grad_of_target=False),
 )  # fmt: skip
-FORMS = ("module", "module", "subclass", "doubled", "hooked", "compiled", "partial", "lambda")
+FORMS = ("module", "module", "subclass", "doubled", "called", "hooked", "compiled", "partial", "lambda")
+
+
+METHODS = {"subclass": None, "doubled": "forward", "called": "__call__"}
 
 
 class Program(NamedTuple):
@@ -202,8 +205,8 @@ class Program(NamedTuple):
         if self.form in ("partial", "lambda"):
             bound = partial(kind.function, **moved)
             return bound if self.form == "partial" else lambda output, target: bound(output, target)
-        if self.form in ("subclass", "doubled"):
-            return make_subclass(kind.module, 2 if self.form == "doubled" else None)(**moved)
+        if self.form in METHODS:
+            return cast(reference.Loss, make_subclass(kind.module, METHODS[self.form])(**moved))
         loss = kind.module(**moved)
         if self.form == "hooked":
             loss.register_forward_hook(lambda _module, _args, losses: 2 * losses)
@@ -221,18 +224,17 @@ class Program(NamedTuple):
         value = reference.criterion(
             loss, output.double(), target, mix, self.interpolate_loss, hard=self.keeps_targets, cross_entropy=known
         )
-        return 2 * value if self.form in ("hooked", "doubled") else value
+        return 2 * value if self.form in ("hooked", "doubled", "called") else value
 
 
-def make_subclass(module: type[nn.Module], factor: float | None) -> type[nn.Module]:
-    """A subclass with ``pass``, or one whose ``forward`` has a factor."""
-    if factor is None:
-        return type("Own", (module,), {})
+def make_subclass(base: Any, doubling: str | None = None) -> Any:
+    """A subclass with ``pass``, or one that doubles what a method returns."""
 
-    def forward(self: nn.Module, output: Tensor, target: Tensor) -> Tensor:
-        return factor * module.forward(self, output, target)  # type: ignore[no-any-return]
+    def double(self: Any, output: Tensor, target: Tensor) -> Tensor:
+        losses: Tensor = getattr(base, str(doubling))(self, output, target)
+        return 2 * losses
 
-    return type("Own", (module,), {"forward": forward})
+    return type("Own", (base,), {} if doubling is None else {doubling: double})
 
 
 @st.composite

@@ -256,11 +256,11 @@ def test_losses_have_shape_and_dtype_of_the_plain_loss_and_on_meta(program: Prog
 
 @given(programs(), st.booleans(), st.booleans())
 def test_a_linked_draw_is_the_one_passed(program: Program, training: bool, subclass: bool) -> None:
-    mixer: Any = (make_subclass(MixUp, None) if subclass else MixUp)()
+    mixer: Any = (make_subclass(MixUp) if subclass else MixUp)()
     sizes = program.output.shape[2:] if program.mix.lam.ndim < 3 else program.mix.lam.shape[2:]
     mixer(torch.randn(len(program.output), 2, *sizes), program.mix)
     assert mixer.last_mix is program.mix
-    kind = make_subclass(MixUpCriterion, None) if subclass else MixUpCriterion
+    kind = make_subclass(MixUpCriterion) if subclass else MixUpCriterion
     criterion = kind(program.loss(), mixer, interpolate_loss=program.interpolate_loss).train(training)
     value = criterion(program.output, program.target)
     given = (program.output, program.target) + ((program.mix,) if training else ())
@@ -270,7 +270,7 @@ def test_a_linked_draw_is_the_one_passed(program: Program, training: bool, subcl
 
 @given(programs())
 def test_hooks_of_the_loss_run_wherever_it_is_called(program: Program) -> None:
-    assume(program.form in ("module", "subclass", "doubled", "hooked"))
+    assume(program.form not in ("compiled", "partial", "lambda"))
     loss, seen = program.loss(), []
     assert isinstance(loss, nn.Module)
     loss.register_forward_pre_hook(lambda *_: seen.append("before"))
@@ -289,7 +289,7 @@ def test_hooks_of_the_loss_run_wherever_it_is_called(program: Program) -> None:
 
 @given(programs())
 def test_hooks_of_all_modules_see_the_loss(program: Program) -> None:
-    assume(program.form in ("module", "subclass", "doubled", "hooked"))
+    assume(program.form not in ("compiled", "partial", "lambda"))
     loss, seen = program.loss(), []
     handle = register_module_forward_hook(lambda module, *_: seen.append(type(module)))
     try:
@@ -360,7 +360,7 @@ def test_mixup_batch_is_the_draw_of_sample_mixup(batch: tuple[Tensor, Mix], seed
 @given(seed=seeds)
 def test_a_subclass_of_a_mixer_draws_as_its_base(make: Callable[[], Mixer], seed: int) -> None:
     mixers, input = (make(), make()), torch.randn(4, 2, 3, 2)
-    mixers[1].__class__ = make_subclass(type(mixers[1]), None)
+    mixers[1].__class__ = make_subclass(type(mixers[1]))
     outputs = []
     for mixer in mixers:
         for alone in (mixer, RandomChoice([mixer])):
