@@ -281,22 +281,14 @@ def test_hooks_of_the_loss_run_wherever_it_is_called(program: Program) -> None:
     for mix in (program.mix, None):
         seen.clear()
         value = criterion(leaf(program.output), program.target, mix)
-        assert_close(value, program.expected(program.output, program.target, mix), 1e-9)
+        assert_close(value, program.expected(program.output, program.target, mix), eps(program.mix.lam), 10)
         value.sum().backward()
         calls = 1 if mix is None or not program.interpolates_loss else 2
         assert sorted(seen) == sorted(calls * ["before", "after", "back", "behind"])
-
-
-@given(programs())
-def test_hooks_of_all_modules_see_the_loss(program: Program) -> None:
-    assume(program.form not in ("compiled", "partial", "lambda"))
-    loss, seen = program.loss(), []
-    handle = register_module_forward_hook(lambda module, *_: seen.append(type(module)))
-    try:
-        MixUpCriterion(loss, interpolate_loss=program.interpolate_loss)(program.output, program.target, program.mix)
-    finally:
-        handle.remove()
-    assert type(loss) in seen
+    everywhere: list[type] = []
+    with register_module_forward_hook(lambda module, *_: everywhere.append(type(module))):
+        MixUpCriterion(program.loss(), interpolate_loss=program.interpolate_loss)(*program[3:6])
+    assert type(loss).__name__ in {kind.__name__ for kind in everywhere}
 
 
 # The table of docs/criterion.md
