@@ -12,7 +12,7 @@ from unittest import mock
 
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.modules import loss as torch_losses
@@ -216,6 +216,7 @@ def check_program(program: Program) -> None:
         assert_close(one, other, precision, 100)
 
 
+@settings(max_examples=3 * settings().max_examples)  # most options meet here
 @given(programs(dtypes=(torch.float64, torch.float64, torch.float32)).filter(sees_logs))
 def test_losses_are_the_oracle_with_gradients(program: Program) -> None:
     check_program(program)
