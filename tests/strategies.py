@@ -38,7 +38,7 @@ def random(draw: Draw, shape: Sequence[int], low: float = -3, high: float = 3) -
 def mixes(draw: Draw, /, batch_size: int, spatial: Shape = (), *, maps: bool | None = None) -> Mix:
     """Any ``lam`` and any partners; for ``spatial`` sizes ``maps`` of them too, where some sizes may be 1."""
     maps = bool(spatial) and (draw(st.booleans()) if maps is None else maps)
-    shape: Shape = draw(st.sampled_from([(), (batch_size,)]))
+    shape: Shape = draw(st.sampled_from([(), (batch_size,), (batch_size,)]))
     if maps:
         sizes = [draw(st.sampled_from([size, size, 1])) for size in spatial]
         shape = (*(shape or (1,)), 1, *sizes)
@@ -240,7 +240,7 @@ def make_subclass(base: Any, doubling: str | None = None) -> Any:
 @st.composite
 def programs(draw: Draw, /, *, dtypes: Sequence[torch.dtype] = (torch.float64,), kind: Kind | None = None) -> Program:
     """A call of a criterion with any loss of torch, in any form, on any kind of target, under any mix."""
-    kind = draw(st.sampled_from(KINDS))
+    kind = draw(st.sampled_from((*KINDS, *3 * [kind for kind in KINDS if "ignore_index" in kind.options])))
     form = draw(st.sampled_from(FORMS))
     batch_size, channels = draw(st.integers(1, 4)), draw(st.integers(2, 4))
     spatial = draw(st.sampled_from(SPATIAL)) if kind.positions else ()
