@@ -8,7 +8,12 @@ from hypothesis import settings
 
 # No deadline: a first call may compile. Derandomised: a red run means changed code, never bad luck.
 settings.register_profile("mixup_nn", max_examples=60, deadline=None, derandomize=True)
-settings.load_profile("mixup_nn")
+settings.register_profile("deep", max_examples=1000, deadline=None)  # ten minutes for the whole suite
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not config.getoption("--hypothesis-profile"):
+        settings.load_profile("mixup_nn")
 
 
 @pytest.fixture(autouse=True)

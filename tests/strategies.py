@@ -1,114 +1,328 @@
-"""Hypothesis strategies: tensors, mixes and batches small enough to shrink, odd enough to hurt."""
+"""Hypothesis strategies of whole programs: options are drawn together, small enough to shrink, odd enough to hurt."""
 
 from __future__ import annotations
 
-import numpy as np
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple, cast
+
 import torch
+import torch.nn.functional as F
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
-from torch import Tensor
+from torch import Tensor, nn
 
-from mixup_nn import Mix
+from mixup_nn import Mix, Mixer, RandomChoice
 
+from . import reference
+
+Draw = st.DrawFn
+Shape = tuple[int, ...]
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+SPATIAL: tuple[Shape, ...] = ((), (2,), (1,), (2, 3), (1, 3), (2, 1), (2, 1, 2))
 
-batch_sizes = st.sampled_from([0, 1, 2, 3, 4, 7, 33])
-alphas = st.floats(0.01, 100)
-# float16 holds no more than 65504, and a difference of two values must not overflow either (see functional.mix_inputs).
-values = st.floats(-30000, 30000, width=32)
-weights = st.one_of(st.sampled_from([0.0, 0.25, 0.5, 1.0]), st.floats(0, 1, width=32))
+seeds = st.integers(0, 2**16)
+weights = st.one_of(st.sampled_from([0.0, 0.25, 0.5, 1.0]), st.floats(0, 1))
 
 
-def spatial_sizes(low: int = 1) -> st.SearchStrategy[tuple[int, ...]]:
-    """Sizes of up to three spatial dimensions."""
-    return st.lists(st.integers(1, 3), min_size=low, max_size=3).map(tuple)
+def random(draw: Draw, shape: Sequence[int], low: float = -3, high: float = 3) -> Tensor:
+    """Random numbers of a drawn seed: Hypothesis seldom draws all the digits of a float."""
+    generator = torch.Generator().manual_seed(draw(seeds))
+    return torch.empty(tuple(shape), dtype=torch.float64).uniform_(low, high, generator=generator)
+
+
+# Draws
 
 
 @st.composite
-def arrays(
-    draw: st.DrawFn, /, shape: tuple[int, ...], elements: st.SearchStrategy[float], *, low: float, high: float
-) -> Tensor:
-    """A float32 tensor of elements, or of random numbers: Hypothesis seldom draws all the digits of a float."""
+def mixes(draw: Draw, /, batch_size: int, spatial: Shape = (), *, maps: bool | None = None) -> Mix:
+    """Any ``lam`` and any partners; for ``spatial`` sizes ``maps`` of them too, where some sizes may be 1."""
+    maps = bool(spatial) and (draw(st.booleans()) if maps is None else maps)
+    shape: Shape = draw(st.sampled_from([(), (batch_size,), (batch_size,)]))
+    if maps:
+        sizes = [draw(st.sampled_from([size, size, 1])) for size in spatial]
+        shape = (*(shape or (1,)), 1, *sizes)
     if draw(st.booleans()):
-        return torch.from_numpy(draw(hnp.arrays(np.float32, shape, elements=elements)))
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
-    return torch.empty(shape).uniform_(low, high, generator=generator)
+        lam = random(draw, shape, 0, 1)
+    else:
+        numbers = draw(st.lists(weights, min_size=math.prod(shape), max_size=math.prod(shape)))
+        lam = torch.tensor(numbers, dtype=torch.float64).reshape(shape)
+    permutation = st.permutations(range(batch_size))
+    repeating = st.lists(st.integers(0, max(batch_size - 1, 0)), min_size=batch_size, max_size=batch_size)
+    index = torch.tensor(draw(st.one_of(permutation, repeating)), dtype=torch.int64)
+    return Mix(lam.to(draw(st.sampled_from([torch.float64, torch.float64, torch.float32]))), index)
+
+
+# Layouts: other strides, the same values
+
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "contiguous": lambda x: x.contiguous(),
+    "channels_last": lambda x: x.movedim(1, -1).contiguous().movedim(-1, 1) if x.ndim > 2 else x,
+    "batch_last": lambda x: x.movedim(0, -1).contiguous().movedim(-1, 0),
+    "transposed": lambda x: x.mT.contiguous().mT if x.ndim > 1 else x,
+    "strided": lambda x: torch.stack((x, x + 1), -1)[..., 0],
+    "every_second": lambda x: x.repeat_interleave(2, 0)[::2],
+    "part_of_channels_last": lambda x: (
+        x.repeat_interleave(2, 0).movedim(1, -1).contiguous().movedim(-1, 1)[::2] if x.ndim > 2 else x
+    ),
+    "inner_part": lambda x: torch.cat((x, x), -1).narrow(-1, 0, x.shape[-1]),
+}
+KEPT = {"contiguous", "channels_last"}  # the memory formats
 
 
 @st.composite
-def tensors(
-    draw: st.DrawFn, /, *, batch_size: int | None = None, rank: int | None = None, dtype: torch.dtype | None = None
-) -> Tensor:
-    """A floating tensor of rank 1 to 5, any batch size, any floating dtype."""
-    batch_size = draw(batch_sizes) if batch_size is None else batch_size
-    rank = draw(st.integers(1, 5)) if rank is None else rank
-    shape = (batch_size, *draw(st.tuples(*[st.integers(1, 3)] * (rank - 1))))
-    dtype = draw(st.sampled_from(FLOATING)) if dtype is None else dtype
-    return draw(arrays(shape, values, low=-30000, high=30000)).to(dtype)
+def layouts(draw: Draw, value: Tensor, /) -> Tensor:
+    """The tensor in some layout; expanded with a stride of 0, its values are those of its first slice."""
+    if draw(st.integers(0, 5)) == 0 and value.numel():
+        axis = draw(st.integers(0, value.ndim - 1))
+        return value.narrow(axis, 0, 1).expand_as(value)
+    return LAYOUTS[draw(st.sampled_from(sorted(LAYOUTS)))](value)
 
 
 @st.composite
-def mixes(
-    draw: st.DrawFn,
-    /,
-    batch_size: int,
-    spatial: tuple[int, ...] = (),
-    *,
-    per_sample: bool | None = None,
-    per_position: bool | None = None,
-    binary: bool | None = None,
-) -> Mix:
-    """Any permutation, also one with fixed points, and any weights: more than the library itself ever draws.
-
-    With ``spatial`` sizes ``lam`` may be a map of them; ``binary`` says whether its weights are only 0 and 1.
-    """
-    per_sample = draw(st.booleans()) if per_sample is None else per_sample
-    per_position = draw(st.booleans()) if per_position is None else per_position
-    binary = draw(st.booleans()) if binary is None else binary
-    shape: tuple[int, ...] = (batch_size,) if per_sample else ()
-    if spatial and per_position:
-        shape = (*(shape or (1,)), 1, *spatial)
-    lam = draw(arrays(shape, weights, low=0, high=1))
-    lam = lam.round() if binary else lam
-    return Mix(lam, torch.tensor(draw(st.permutations(range(batch_size))), dtype=torch.int64))
+def batches(draw: Draw, /, dtypes: Sequence[torch.dtype] = FLOATING, *, empty: bool = True) -> tuple[Tensor, Mix]:
+    """An input of any rank, dtype and layout, and a mix of it."""
+    spatial = draw(st.sampled_from(SPATIAL))
+    batch_size = draw(st.integers(0 if empty else 1, 5))
+    flat = not spatial and draw(st.booleans())
+    channels: Shape = () if flat else (draw(st.integers(1, 3)),)
+    sizes = (batch_size, *channels, *spatial)
+    value = draw(layouts(random(draw, sizes).to(draw(st.sampled_from(dtypes)))))
+    return value, draw(mixes(batch_size, spatial))
 
 
 @st.composite
-def batches(draw: st.DrawFn, /, *, dtype: torch.dtype | None = None, **options: bool) -> tuple[Tensor, Mix]:
-    """A tensor and a mix of its batch size, per position where the tensor has spatial dimensions."""
-    input = draw(tensors(dtype=dtype))
-    return input, draw(mixes(input.shape[0], tuple(input.shape[2:]), **options))
+def targets(draw: Draw, /) -> tuple[Tensor, Mix]:
+    """Targets of any shape beside a map of any sizes: the rule says what is meant, or that nothing is."""
+    batch_size = draw(st.integers(1, 3))
+    sizes = st.integers(1, 3)
+    mix = draw(
+        mixes(batch_size, tuple(draw(st.lists(sizes, min_size=1, max_size=3))), maps=draw(st.integers(0, 4)) > 0)
+    )
+    shape = tuple(draw(st.lists(sizes, max_size=3)))
+    if mix.lam.ndim > 2 and draw(st.booleans()):
+        shape = (*draw(st.sampled_from([(), (2,)])), *mix.lam.shape[2:])
+    if draw(st.booleans()):
+        return random(draw, (batch_size, *shape), 0, 1), mix
+    return draw(labels((batch_size, *shape), 3, ignored=-100)), mix
 
 
 @st.composite
-def classification(draw: st.DrawFn, /, *, ignored: bool = False, **options: bool) -> tuple[Tensor, Tensor, Mix]:
-    """Logits ``(B, C, *)`` in float64, class indices ``(B, *)`` and a mix; ``ignored`` puts -100 among the indices.
+def labels(draw: Draw, /, shape: Shape, num_classes: int, ignored: int | None = None) -> Tensor:
+    """Class indices; some of them the one to ignore."""
+    values = list(range(num_classes)) + ([] if ignored is None else [ignored])
+    count = math.prod(shape)
+    return torch.tensor(draw(st.lists(st.sampled_from(values), min_size=count, max_size=count))).long().reshape(shape)
 
-    A map of weights is of the positions of the targets; where these are of samples, of whatever inputs they have.
-    """
-    batch_size = draw(batch_sizes.filter(bool))
-    num_classes = draw(st.integers(2, 5))
-    shape = draw(st.sampled_from([(), (2,), (2, 3)]))
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
-    input = torch.randn((batch_size, num_classes, *shape), generator=generator, dtype=torch.float64)
-    target = torch.randint(num_classes, (batch_size, *shape), generator=generator)
-    if ignored:
-        target = target.where(torch.rand(target.shape, generator=generator) < 0.7, -100)
-    return input, target, draw(mixes(batch_size, shape or draw(spatial_sizes(0)), **options))
+
+# Losses
+
+
+class Kind(NamedTuple):
+    """A loss of torch: its class, its function, and what it takes."""
+
+    module: type[nn.Module]
+    function: Callable[..., Tensor]
+    options: dict[str, tuple[Any, ...]] = {}  # noqa: RUF012
+    target: str = "values"
+    domain: Callable[[Tensor], Tensor] = lambda output: output
+    class_weights: Sequence[str] = ()
+    hard: bool = False
+    linear: bool = False  # in the target, so that both modes give the same value
+    positions: bool = True
+    grad_of_target: bool = True
+
+
+def log_softmax(output: Tensor) -> Tensor:
+    return output.log_softmax(1 if output.ndim > 1 else 0)
+
+
+IGNORED: dict[str, tuple[Any, ...]] = {"ignore_index": (-100, -1, 1, 255)}
+SMOOTHED: dict[str, tuple[Any, ...]] = {"label_smoothing": (0.0, 0.1, 1.0)}
+KINDS = (  # in the order of docs/criterion.md
+    Kind(nn.BCELoss, F.binary_cross_entropy, domain=torch.sigmoid, class_weights=("weight",), linear=True),
+    Kind(nn.BCEWithLogitsLoss, F.binary_cross_entropy_with_logits, class_weights=("weight", "pos_weight"), linear=True),
+    Kind(nn.CrossEntropyLoss, F.cross_entropy, IGNORED | SMOOTHED, "indices", class_weights=("weight",), linear=True),
+    Kind(nn.HingeEmbeddingLoss, F.hinge_embedding_loss, {"margin": (1.0, 0.3)}, "signs", hard=True),
+    Kind(nn.HuberLoss, F.huber_loss, {"delta": (1.0, 0.3)}),
+    Kind(nn.KLDivLoss, F.kl_div, {"log_target": (False, True)}, domain=log_softmax),
+    Kind(nn.L1Loss, F.l1_loss),
+    Kind(nn.MSELoss, F.mse_loss),
+    Kind(nn.MultiLabelMarginLoss, F.multilabel_margin_loss, target="sets", hard=True, positions=False),
+    Kind(
+        nn.MultiLabelSoftMarginLoss, F.multilabel_soft_margin_loss, class_weights=("weight",), linear=True,
+        positions=False,
+    ),
+    Kind(
+        nn.MultiMarginLoss, F.multi_margin_loss, {"p": (1, 2), "margin": (1.0, 0.5)}, "indices",
+        class_weights=("weight",), hard=True, positions=False,
+    ),
+    Kind(nn.NLLLoss, F.nll_loss, IGNORED, "indices", log_softmax, ("weight",), hard=True),
+    Kind(nn.PoissonNLLLoss, F.poisson_nll_loss, {"log_input": (True, False), "full": (False, True)}, linear=True),
+    Kind(nn.SmoothL1Loss, F.smooth_l1_loss, {"beta": (1.0, 0.3)}),
+    Kind(nn.SoftMarginLoss, F.soft_margin_loss, target="signs", grad_of_target=False),
+)  # fmt: skip
+FORMS = ("module", "module", "subclass", "doubled", "called", "hooked", "compiled", "partial", "lambda")
+
+
+METHODS = {"subclass": None, "doubled": "forward", "called": "__call__"}
+
+
+class Program(NamedTuple):
+    """One call of a criterion, with all that an oracle must know of it."""
+
+    kind: Kind
+    form: str
+    options: dict[str, Any]
+    output: Tensor
+    target: Tensor
+    mix: Mix
+    interpolate_loss: bool | None
+    large: bool
+
+    @property
+    def of_indices(self) -> bool:
+        return self.kind.target == "indices" and not self.target.is_floating_point()
+
+    @property
+    def keeps_targets(self) -> bool:
+        """Whether ``None`` keeps floating targets apart: of labels or logarithms, as far as the loss shows it."""
+        shown = self.form not in ("partial", "lambda")
+        return (self.kind.hard and shown) or (self.options.get("log_target", False) and self.form != "lambda")
+
+    @property
+    def interpolates_loss(self) -> bool:
+        apart = self.keeps_targets or not self.target.is_floating_point()
+        known = self.kind.module is nn.CrossEntropyLoss and self.form not in ("partial", "lambda", "doubled")
+        if self.interpolate_loss is False:
+            return known and not self.target.is_floating_point()
+        return apart if self.interpolate_loss is None else True
+
+    def loss(self, device: str = "cpu") -> Callable[[Tensor, Tensor], Tensor]:
+        """The loss as a user has it, with class weights in the dtype of the output."""
+        moved = {k: v.to(device, self.output.dtype) if isinstance(v, Tensor) else v for k, v in self.options.items()}
+        kind = self.kind
+        if self.form in ("partial", "lambda"):
+            bound = partial(kind.function, **moved)
+            return bound if self.form == "partial" else lambda output, target: bound(output, target)
+        if self.form in METHODS:
+            return cast(reference.Loss, make_subclass(kind.module, METHODS[self.form])(**moved))
+        loss = kind.module(**moved)
+        if self.form == "hooked":
+            loss.register_forward_hook(lambda _module, _args, losses: 2 * losses)
+        return torch.compile(loss, backend="eager") if self.form == "compiled" else loss
+
+    def expected(self, output: Tensor, target: Tensor, mix: Mix | None) -> Tensor:
+        """What the oracle says, in float64."""
+        options: dict[str, Any] = {k: v.double() if isinstance(v, Tensor) else v for k, v in self.options.items()}
+        if self.kind.module in (nn.CrossEntropyLoss, nn.NLLLoss):
+            loss: Any = reference.CrossEntropy(**options, normalised=self.kind.module is nn.NLLLoss)
+        else:
+            loss = self.kind.module(**options)
+        target = target.double() if target.is_floating_point() else target
+        known = self.kind.module is nn.CrossEntropyLoss and self.form not in ("partial", "lambda", "doubled")
+        value = reference.criterion(
+            loss, output.double(), target, mix, self.interpolate_loss, hard=self.keeps_targets, cross_entropy=known
+        )
+        return 2 * value if self.form in ("hooked", "doubled", "called") else value
+
+
+def make_subclass(base: Any, doubling: str | None = None) -> Any:
+    """A subclass with ``pass``, or one that doubles what a method returns."""
+
+    def double(self: Any, output: Tensor, target: Tensor) -> Tensor:
+        losses: Tensor = getattr(base, str(doubling))(self, output, target)
+        return 2 * losses
+
+    return type("Own", (base,), {} if doubling is None else {doubling: double})
 
 
 @st.composite
-def regression(draw: st.DrawFn, /, **options: bool) -> tuple[Tensor, Tensor, Mix]:
-    """Outputs and dense targets in float64, and a mix.
+def programs(draw: Draw, /, *, dtypes: Sequence[torch.dtype] = (torch.float64,), kind: Kind | None = None) -> Program:
+    """A call of a criterion with any loss of torch, in any form, on any kind of target, under any mix."""
+    kind = draw(st.sampled_from((*KINDS, *3 * [kind for kind in KINDS if "ignore_index" in kind.options])))
+    form = draw(st.sampled_from(FORMS))
+    batch_size, channels = draw(st.integers(1, 4)), draw(st.integers(2, 4))
+    spatial = draw(st.sampled_from(SPATIAL)) if kind.positions else ()
+    of_sample = () if kind.target == "sets" else draw(st.sampled_from(SPATIAL))  # integers (B, K) take no map
+    mix = draw(mixes(batch_size, spatial or of_sample))
+    dtype = draw(st.sampled_from(dtypes))
+    options = {name: draw(st.sampled_from(values)) for name, values in kind.options.items()}
+    mode = draw(st.sampled_from([None, True] if kind.hard or options.get("log_target") else [None, True, False]))
 
-    Targets are of samples, ``(B,)`` or ``(B, K)``, or of the positions of the mix, ``(B, C, *spatial)`` or
-    ``(B, *spatial)``.
-    """
-    output = draw(tensors(dtype=torch.float64))
-    sizes = tuple(output.shape[1:])
-    places = [spatial_sizes(0)] if len(sizes) < 2 else [st.just(sizes[1:])]
-    if 1 < len(sizes) < 4:
-        places.append(st.just(sizes))
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
-    target = torch.rand(output.shape, generator=generator, dtype=torch.float64)
-    return output, target, draw(mixes(len(output), draw(st.one_of(places)), **options))
+    classes = kind.target in ("indices", "sets") or kind.class_weights or kind.domain is log_softmax
+    sizes = (batch_size, channels, *spatial) if classes or draw(st.booleans()) else (batch_size, *spatial)
+    dense = kind.target == "indices" and kind.module is nn.CrossEntropyLoss and draw(st.booleans())
+    made_dense = kind.target == "values" and mode is False and len(sizes) > 1 + len(spatial) and draw(st.booleans())
+    if dense or made_dense:
+        options.pop("ignore_index", None)
+    if kind.target == "sets":
+        target = draw(
+            st.lists(st.permutations(range(channels)), min_size=batch_size, max_size=batch_size).map(torch.tensor)
+        )
+        target[:, draw(st.integers(1, channels - 1)) :] = -1
+    elif kind.target == "signs":
+        target = random(draw, sizes).sign().to(dtype)
+    elif made_dense or (kind.target == "indices" and not dense):
+        own_forward = mode is False and form in ("partial", "lambda", "doubled")  # gets dense targets
+        if own_forward:
+            options.pop("ignore_index", None)
+        ignored = options.get("ignore_index", -100) if kind.positions else None
+        target = draw(labels((batch_size, *spatial), channels, ignored))
+    else:
+        target = random(draw, sizes, 0.05, 0.95).to(dtype)
+        if options.get("log_target"):
+            target = target.log()
+    for name in kind.class_weights:
+        if draw(st.booleans()):
+            weight = random(draw, (channels,), 0.5, 2)
+            elementwise = kind.module in (nn.BCELoss, nn.BCEWithLogitsLoss)
+            options[name] = (weight.reshape(-1, *[1] * len(spatial)) if elementwise else weight).to(dtype)
+    mean = "batchmean" if kind.module is nn.KLDivLoss else "mean"  # torch warns of the other
+    options["reduction"] = draw(st.sampled_from([mean, "sum", "none"]))
+
+    output = kind.domain(random(draw, sizes))
+    if options.get("log_input") is False:
+        output = output.exp()
+    output = output.to(dtype)
+    if kind.module is not nn.NLLLoss:  # whose backward torch has for contiguous inputs alone
+        output = draw(layouts(output))
+    target = draw(layouts(target))
+    program = Program(kind, form, options, output, target, mix, mode, draw(st.booleans()))
+    if mix.lam.ndim and program.interpolates_loss and form in ("partial", "lambda"):
+        options["reduction"] = "none"  # one number could not be weighed
+    if form == "compiled" and not program.interpolates_loss:
+        program = program._replace(form="module")  # would compile it
+    return program
+
+
+# Trees of choices
+
+
+class Constant(Mixer):
+    """Draws one number, per batch, per sample or per position."""
+
+    def __init__(self, value: float, shape: str, p: float) -> None:
+        super().__init__(p=p)
+        self.value = value
+        self.shape = shape
+
+    def sample_lam(self, input: Tensor) -> Tensor:
+        sizes = {"": (), "b": input.shape[:1], "1": (1, 1, *input.shape[2:]), "b1": (len(input), 1, *input.shape[2:])}
+        return torch.full(sizes[self.shape], self.value, device=input.device)
+
+
+@st.composite
+def trees(draw: Draw, /, depth: int = 2) -> tuple[Mixer, set[float]]:
+    """A tree of choices of one to five entries, and the numbers that it may draw."""
+    p = draw(st.sampled_from([1.0, 1.0, 0.5, 0.0]))
+    if depth == 0 or draw(st.booleans()):
+        value = draw(st.integers(0, 7)) / 8
+        mixer: Mixer = Constant(value, draw(st.sampled_from(["", "b", "1", "b1"])), p)
+        return mixer, ({value} if p else set()) | ({1.0} if p < 1 else set())
+    entries = draw(st.lists(trees(depth - 1), min_size=1, max_size=5))
+    weights = draw(st.one_of(st.none(), st.lists(st.integers(0, 2), min_size=len(entries), max_size=len(entries))))
+    weights = None if weights is None or not any(weights) else weights
+    mixer = RandomChoice([entry for entry, _ in entries], weights, p=p, per_sample=draw(st.booleans()))
+    chosen = [values for i, (_, values) in enumerate(entries) if weights is None or weights[i]]
+    return mixer, (set().union(*chosen) if p else set()) | ({1.0} if p < 1 else set())

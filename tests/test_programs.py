@@ -1,0 +1,403 @@
+"""Whole programs against one oracle: any mix, layout, loss, option and target together, in values and gradients."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn.modules import loss as torch_losses
+from torch.nn.modules.module import register_module_forward_hook
+
+from mixup_nn import Mix, Mixer, MixUp, MixUpCriterion, RandomChoice
+from mixup_nn.functional import mix_inputs, mix_targets, mixup_batch
+from mixup_nn.sampling import sample_mixup
+
+from . import reference
+from .cases import MIXERS as EVERY_MIXER
+from .cases import applied
+from .strategies import (
+    FLOATING,
+    KINDS,
+    LAYOUTS,
+    SPATIAL,
+    Constant,
+    Kind,
+    Program,
+    batches,
+    make_subclass,
+    mixes,
+    programs,
+    seeds,
+    targets,
+    trees,
+)
+
+
+def eps(*tensors: Tensor) -> float:
+    return max(torch.finfo(tensor.dtype).eps for tensor in tensors if tensor.is_floating_point())
+
+
+def assert_close(ours: Tensor, expected: Tensor, eps: float, scale: float = 1) -> None:
+    assert ours.shape == expected.shape
+    torch.testing.assert_close(ours.double(), expected.double(), rtol=64 * eps, atol=64 * eps * scale, equal_nan=True)
+
+
+def leaf(value: Tensor) -> Tensor:
+    return value.detach().requires_grad_()
+
+
+def gradients(value: Tensor, leaves: list[Tensor]) -> list[Tensor]:
+    """Of a sum whose terms weigh differently, so that no swap of them goes unseen."""
+    factors = torch.linspace(1, 2, max(value.numel(), 1), dtype=value.dtype)[: value.numel()].reshape(value.shape)
+    found = torch.autograd.grad((value * factors).sum(), leaves, allow_unused=True)
+    return [torch.zeros_like(x) if grad is None else grad for x, grad in zip(leaves, found, strict=True)]
+
+
+def frozen(*values: Any) -> str:
+    """All that a call must not modify, with versions, flags and strides."""
+    return repr([(v.tolist(), v._version, v.stride()) if isinstance(v, Tensor) else v for v in values])
+
+
+def on_meta(mix: Mix) -> Mix:
+    return Mix(*(part.to("meta") for part in mix))
+
+
+@contextmanager
+def large_logits(large: bool) -> Iterator[None]:
+    """The path of large logits, for small ones."""
+    with mock.patch("mixup_nn._losses.LARGE", 0 if large else 2**22):
+        yield
+
+
+# Inputs
+
+
+@given(batches())
+def test_inputs_are_the_formula_and_lie_between_their_sources(batch: tuple[Tensor, Mix]) -> None:
+    input, mix = batch
+    before = frozen(input, *mix)
+    output = mix_inputs(input, mix)
+    assert frozen(input, *mix) == before
+    assert (output.shape, output.dtype) == (input.shape, input.dtype)
+    assert output.numel() == 0 or output.data_ptr() != input.data_ptr()
+    larger = torch.maximum(input.abs(), input[mix.index].abs()).double()
+    bound = eps(input, mix.lam) * larger + torch.finfo(input.dtype).tiny
+    assert ((output.double() - reference.mixed(input, mix)).abs() <= bound).all()
+    assert (output >= torch.minimum(input, input[mix.index])).all()
+    assert (output <= torch.maximum(input, input[mix.index])).all()
+
+
+@given(batches())
+def test_the_layout_changes_no_value_and_autocast_nothing(batch: tuple[Tensor, Mix]) -> None:
+    input, mix = batch
+    output = mix_inputs(input, mix)
+    assert torch.equal(output, mix_inputs(input.contiguous(), mix))
+    with torch.autocast("cpu", torch.bfloat16):
+        again = mix_inputs(input, mix)
+    assert again.dtype == input.dtype
+    assert torch.equal(again, output)
+    meta = mix_inputs(input.to("meta"), on_meta(mix))
+    assert (meta.shape, meta.dtype, meta.is_meta) == (output.shape, output.dtype, True)
+
+
+@given(st.sampled_from(SPATIAL), st.integers(1, 3), st.sampled_from(["contiguous", "channels_last"]), st.data())
+def test_the_memory_format_is_kept(spatial: tuple[int, ...], channels: int, layout: str, data: st.DataObject) -> None:
+    input = LAYOUTS[layout](torch.randn(4, channels, *spatial))
+    mix = data.draw(mixes(4, spatial))
+    assert mix_inputs(input, mix).stride() == input.stride()
+
+
+@given(batches((torch.float64, torch.float32), empty=False))
+def test_inputs_have_the_gradients_of_the_formula(batch: tuple[Tensor, Mix]) -> None:
+    input, mix = leaf(batch[0]), Mix(leaf(batch[1].lam), batch[1].index)
+    output, expected = mix_inputs(input, mix), reference.mixed(input, mix)
+    for ours, theirs in zip(*(gradients(v, [input, mix.lam]) for v in (output, expected)), strict=True):
+        assert_close(ours, theirs, eps(input, mix.lam), 100)
+
+
+# Targets
+
+
+def deviates(target: Tensor, mix: Mix) -> bool:
+    """Integers (B, K) that no rule covers, which today's code takes as of the sample."""
+    return mix.lam.ndim > 2 and target.ndim == 2 and not target.is_floating_point()
+
+
+def check_targets(target: Tensor, mix: Mix) -> None:
+    if not target.is_floating_point():
+        target = target.clone()
+    try:
+        expected = reference.mix_targets(target, mix, 3)
+    except ValueError:
+        with pytest.raises(ValueError, match="expected a target per"):
+            mix_targets(target, mix, 3)
+        return
+    before = frozen(target, *mix)
+    leaves = [leaf(mix.lam)] + ([leaf(target)] if target.is_floating_point() else [])
+    mix, target = Mix(leaves[0], mix.index), leaves[-1] if target.is_floating_point() else target
+    ours, expected = mix_targets(target, mix, 3), reference.mix_targets(target, mix, 3)
+    assert frozen(target.detach(), mix.lam.detach(), mix.index) == before
+    assert ours.dtype == (target.dtype if target.is_floating_point() else mix.lam.dtype)
+    assert_close(ours, expected, eps(target, mix.lam))
+    for one, other in zip(*(gradients(v, leaves) for v in (ours, expected)), strict=True):
+        assert_close(one, other, eps(target, mix.lam), 100)
+    meta = mix_targets(target.to("meta"), on_meta(mix), 3)
+    assert (meta.shape, meta.dtype) == (ours.shape, ours.dtype)
+    if not target.is_floating_point() and (target >= 0).all():
+        assert_close(ours.sum(1), torch.ones_like(target), eps(mix.lam))
+
+
+@given(targets())
+def test_targets_follow_the_rule_with_gradients(batch: tuple[Tensor, Mix]) -> None:
+    assume(not deviates(*batch))
+    check_targets(*batch)
+
+
+@pytest.mark.xfail(strict=True, reason="integers (B, K) beside a map of other sizes are taken as of the sample")
+@given(targets().filter(lambda batch: deviates(*batch)))
+def test_integer_rows_beside_a_map_follow_the_rule(batch: tuple[Tensor, Mix]) -> None:
+    check_targets(*batch)
+
+
+@given(batches(empty=False))
+def test_sums_over_the_batch_are_conserved_by_one_lam_for_all(batch: tuple[Tensor, Mix]) -> None:
+    input, mix = batch
+    lam = mix.lam[:1] if mix.lam.ndim > 1 else mix.lam.reshape(-1)[0]
+    index = sample_mixup(len(input)).index
+    input = input.double()
+    assert_close(mix_inputs(input, Mix(lam, index)).sum(0), input.sum(0), eps(lam, input), 100)
+
+
+# The criterion
+
+
+def run(program: Program, *, device: str = "cpu", mix: Mix | None = None) -> Tensor:
+    mode = program.interpolate_loss
+    criterion = MixUpCriterion(program.loss(device), interpolate_loss=mode)
+    with large_logits(program.large):
+        value: Tensor = criterion(program.output, program.target, program.mix if mix is None else mix)
+    return value
+
+
+PARTIAL_LOGS = "log_target of a functools.partial is not seen"
+
+
+def sees_logs(program: Program) -> bool:
+    logs = program.options.get("log_target") and program.form == "partial" and program.interpolate_loss is None
+    return not logs
+
+
+def check_program(program: Program) -> None:
+    lam = leaf(program.mix.lam)
+    program = program._replace(output=leaf(program.output), mix=Mix(lam, program.mix.index))
+    leaves = [program.output, lam]
+    if program.target.is_floating_point() and program.kind.grad_of_target:
+        leaves.append(leaf(program.target))
+        program = program._replace(target=leaves[2])
+    elif not program.interpolates_loss and not program.kind.grad_of_target:
+        leaves.pop().requires_grad_(False)  # would reach the target
+    arguments = program.output, program.target, *program.mix
+    before = frozen(*(value.detach() for value in arguments), program.options)
+    ours, expected = run(program), program.expected(program.output, program.target, program.mix)
+    assert frozen(*(value.detach() for value in arguments), program.options) == before
+    precision = eps(program.output, lam)
+    assert_close(ours, expected, precision, 10)
+    for one, other in zip(*(gradients(value, leaves) for value in (ours, expected)), strict=True):
+        assert_close(one, other, precision, 100)
+
+
+@settings(max_examples=3 * settings().max_examples)  # most options meet here
+@given(programs(dtypes=(torch.float64, torch.float64, torch.float32)).filter(sees_logs))
+def test_losses_are_the_oracle_with_gradients(program: Program) -> None:
+    check_program(program)
+
+
+@pytest.mark.xfail(strict=True, reason=PARTIAL_LOGS)
+@given(programs().filter(lambda program: not sees_logs(program)))
+def test_logarithms_are_kept_apart_in_a_partial(program: Program) -> None:
+    check_program(program)
+
+
+def moved(program: Program) -> Program:
+    return program._replace(
+        output=program.output.to("meta"), target=program.target.to("meta"), mix=on_meta(program.mix)
+    )
+
+
+@given(programs(dtypes=FLOATING))
+def test_losses_have_shape_and_dtype_of_the_plain_loss_and_on_meta(program: Program) -> None:
+    criterion = MixUpCriterion(program.loss(), interpolate_loss=program.interpolate_loss)
+    for autocast in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            try:
+                plain = criterion(program.output, program.target)
+            except (RuntimeError, NotImplementedError):
+                continue  # torch has no such loss in half precision
+            value = run(program)
+        assert (value.shape, value.dtype) == (plain.shape, plain.dtype)
+        if autocast and program.output.dtype == torch.float32:
+            assert torch.equal(torch.nan_to_num(value), torch.nan_to_num(run(program)))
+        elif not autocast:
+            expected = program.expected(program.output, program.target, None)
+            assert_close(plain, expected, eps(program.output), 10)
+            assert_close(value, program.expected(program.output, program.target, program.mix), eps(program.output), 10)
+            meta = run(moved(program), device="meta")
+            assert (meta.shape, meta.dtype) == (value.shape, value.dtype)
+
+
+@given(programs(), st.booleans(), st.booleans())
+def test_a_linked_draw_is_the_one_passed(program: Program, training: bool, subclass: bool) -> None:
+    mixer: Any = (make_subclass(MixUp) if subclass else MixUp)()
+    sizes = program.output.shape[2:] if program.mix.lam.ndim < 3 else program.mix.lam.shape[2:]
+    mixer(torch.randn(len(program.output), 2, *sizes), program.mix)
+    assert mixer.last_mix is program.mix
+    kind = make_subclass(MixUpCriterion) if subclass else MixUpCriterion
+    criterion = kind(program.loss(), mixer, interpolate_loss=program.interpolate_loss).train(training)
+    value = criterion(program.output, program.target)
+    given = (program.output, program.target) + ((program.mix,) if training else ())
+    expected = MixUpCriterion(program.loss(), interpolate_loss=program.interpolate_loss)(*given)
+    torch.testing.assert_close(value, expected, rtol=0, atol=0, equal_nan=True)
+
+
+@given(programs())
+def test_hooks_of_the_loss_run_wherever_it_is_called(program: Program) -> None:
+    assume(program.form not in ("compiled", "partial", "lambda"))
+    loss, seen = program.loss(), []
+    assert isinstance(loss, nn.Module)
+    loss.register_forward_pre_hook(lambda *_: seen.append("before"))
+    loss.register_forward_hook(lambda *_: seen.append("after"))
+    loss.register_full_backward_pre_hook(lambda *_: seen.append("back"))
+    loss.register_full_backward_hook(lambda *_: seen.append("behind"))
+    criterion = MixUpCriterion(loss, interpolate_loss=program.interpolate_loss)
+    for mix in (program.mix, None):
+        seen.clear()
+        value = criterion(leaf(program.output), program.target, mix)
+        assert_close(value, program.expected(program.output, program.target, mix), eps(program.mix.lam), 10)
+        value.sum().backward()
+        calls = 1 if mix is None or not program.interpolates_loss else 2
+        assert sorted(seen) == sorted(calls * ["before", "after", "back", "behind"])
+    everywhere: list[type] = []
+    with register_module_forward_hook(lambda module, *_: everywhere.append(type(module))):
+        MixUpCriterion(program.loss(), interpolate_loss=program.interpolate_loss)(*program[3:6])
+    assert type(loss).__name__ in {kind.__name__ for kind in everywhere}
+
+
+# The table of docs/criterion.md
+
+OTHER_ARGUMENTS = {  # what these take instead of (input, target) or return instead of a tensor
+    "CTCLoss", "CosineEmbeddingLoss", "GaussianNLLLoss", "MarginRankingLoss",
+    "TripletMarginLoss", "TripletMarginWithDistanceLoss",
+}  # fmt: skip
+
+
+def test_no_loss_of_torch_is_left_out() -> None:
+    public = {name for name in torch_losses.__all__ if inspect.isclass(getattr(nn, name)) and name != "NLLLoss2d"}
+    assert {kind.module.__name__ for kind in KINDS} | OTHER_ARGUMENTS == public - {"LinearCrossEntropyLoss"}
+
+
+def test_the_docs_say_the_same() -> None:
+    text = (Path(__file__).parent.parent / "docs" / "criterion.md").read_text()
+    rows = re.findall(r"^\| `(\w+Loss)` \| (.*?) \| (.*?) \| (.*?) \|$", text, re.MULTILINE)
+    assert rows == [
+        (
+            kind.module.__name__,
+            "yes",
+            "raises" if kind.hard else "yes",
+            "" if kind.hard else "equal" if kind.linear else "different",
+        )
+        for kind in KINDS
+    ]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=[kind.module.__name__ for kind in KINDS])
+def test_both_modes_agree_for_losses_linear_in_the_target_alone(kind: Kind) -> None:
+    output, mix = kind.domain(torch.randn(4, 3)), sample_mixup(4, 1.0, per_sample=True)
+    target = torch.tensor([0, 2, 1, 2]) if kind.target == "indices" else torch.rand(4, 3)
+    if kind.hard:
+        with pytest.raises(ValueError, match="dense targets"):
+            MixUpCriterion(kind.module(), interpolate_loss=False)
+        return
+    values = [
+        MixUpCriterion(kind.module(reduction="sum"), interpolate_loss=mode)(output, target, mix)
+        for mode in (True, False)
+    ]
+    assert torch.isclose(*values) == kind.linear
+
+
+# mixup_batch
+
+
+@given(batches(empty=False), seeds)
+def test_mixup_batch_is_the_draw_of_sample_mixup(batch: tuple[Tensor, Mix], seed: int) -> None:
+    input, target = batch[0], torch.randn(len(batch[0]), 2)
+    torch.manual_seed(seed)
+    mix = sample_mixup(len(input), 0.2)
+    torch.manual_seed(seed)
+    mixed, permuted, mixing = mixup_batch(input, target)
+    assert torch.equal(mixed, mix_inputs(input, mix))
+    assert torch.equal(permuted, target[mix.index])
+    assert torch.equal(mixing, 1 - mix.lam)
+
+
+@pytest.mark.parametrize("make", EVERY_MIXER.values(), ids=EVERY_MIXER)
+@given(seed=seeds)
+def test_a_subclass_of_a_mixer_draws_as_its_base(make: Callable[[], Mixer], seed: int) -> None:
+    mixers, input = (make(), make()), torch.randn(4, 2, 3, 2)
+    mixers[1].__class__ = make_subclass(type(mixers[1]))
+    outputs = []
+    for mixer in mixers:
+        for alone in (mixer, RandomChoice([mixer])):
+            torch.manual_seed(seed)
+            outputs.append((alone(input), *applied(alone)))
+    for plain, own in zip(outputs[:2], outputs[2:], strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(plain, own, strict=True))
+    assert mixers[1].eval()(input) is input
+
+
+# Trees of choices
+
+
+@given(trees(), seeds)
+def test_a_choice_is_one_of_its_entries(tree: tuple[Mixer, set[float]], seed: int) -> None:
+    mixer, possible = tree
+    torch.manual_seed(seed)
+    mix = mixer.sample(torch.randn(5, 2, 3, 2))
+    whole = mix.lam.double().reshape(len(mix.lam) if mix.lam.ndim else 1, -1)
+    assert set(whole.unique().float().tolist()) <= possible
+    assert (whole == whole[:, :1]).all()
+    assert torch.equal(mix.index.sort().values, torch.arange(5))
+
+
+@given(st.lists(st.sampled_from(["", "b", "1", "b1"]), min_size=1, max_size=5), st.booleans(), seeds, st.data())
+def test_a_choice_of_certain_weights_is_that_entry(
+    shapes: list[str], per_sample: bool, seed: int, data: st.DataObject
+) -> None:
+    entries = [Constant(i / 8, shape, 1.0) for i, shape in enumerate(shapes)]
+    certain = data.draw(st.integers(0, len(shapes) - 1))
+    weights = [float(i == certain) for i in range(len(shapes))]
+    torch.manual_seed(seed)
+    input = torch.randn(5, 2, 3, 2)
+    choice = RandomChoice(entries, weights, per_sample=per_sample)
+    mix = choice.sample(input)
+    assert (mix.lam == certain / 8).all()
+    assert torch.equal(mix_inputs(input, mix), mix_inputs(input, Mix(torch.tensor(certain / 8), mix.index)))
+    choice.weights = [1 - weight for weight in weights] if len(shapes) > 1 else None
+    assert (choice.sample(input).lam != certain / 8).all() or len(shapes) == 1
+
+
+@pytest.mark.xfail(strict=True, reason="p of a choice is decided for each sample where its entries have a lam each")
+@given(st.sampled_from(["b", "b1"]), seeds)
+def test_p_of_a_choice_is_decided_once_per_batch(shape: str, seed: int) -> None:
+    torch.manual_seed(seed)
+    choice = RandomChoice([Constant(0.5, shape, 1.0), Constant(0.25, shape, 1.0)], p=0.5)
+    assert len(set((choice.sample(torch.randn(16, 2, 3)).lam == 1).flatten().tolist())) == 1
