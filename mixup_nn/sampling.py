@@ -5,7 +5,6 @@ import sys
 from collections.abc import Sequence
 from functools import reduce
 from itertools import accumulate
-from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -44,7 +43,6 @@ def sample_beta(
         float32 tensor of the given shape, values in [0, 1].
 
     Raises:
-        TypeError: ``alpha`` is not a number.
         ValueError: ``alpha`` is not finite or not above 0.
 
     Example:
@@ -85,7 +83,6 @@ def sample_mixup(
         generator: source of randomness; eager mode only, as a ``torch.Generator`` cannot enter a compiled graph.
 
     Raises:
-        TypeError: ``batch_size`` is not an integer; ``alpha`` or ``p`` is not a number.
         ValueError: ``alpha`` is negative or not finite, or ``p`` is outside [0, 1].
 
     Example:
@@ -98,10 +95,8 @@ def sample_mixup(
     Reference:
         https://arxiv.org/abs/1710.09412
     """
-    if not isinstance(batch_size, (Integral, torch.SymInt)):
-        raise TypeError(f"expected batch_size to be an integer, got {type(batch_size).__name__}; as in len(x)")
     lam = mixup_lam((batch_size,) if per_sample else (), check_alpha(alpha), device, generator)
-    return Mix(gate(lam, check_p(p), generator), cycle(batch_size, device, generator))
+    return Mix(gate(lam, check_p(p), generator=generator), cycle(batch_size, device, generator))
 
 
 def sample_cutmix(
@@ -132,9 +127,8 @@ def sample_cutmix(
         generator: source of randomness; eager mode only, as a ``torch.Generator`` cannot enter a compiled graph.
 
     Raises:
-        TypeError: ``shape`` is not a sequence; ``alpha``, ``p`` or ``spatial_dims`` is not a number.
-        ValueError: ``shape`` does not have one to three spatial dimensions, or has three and no ``spatial_dims`` is
-            given, or an empty one; ``alpha`` is negative or not finite, or ``p`` is outside [0, 1].
+        ValueError: ``shape`` does not have one to three spatial dimensions, or has fewer than ``spatial_dims``, or
+            three and no ``spatial_dims`` is given; ``alpha`` is negative or not finite, or ``p`` is outside [0, 1].
 
     Example:
         >>> import torch
@@ -147,10 +141,8 @@ def sample_cutmix(
         S. Yun, D. Han, S. J. Oh, S. Chun, J. Choe, Y. Yoo, *CutMix: Regularization Strategy to Train Strong
         Classifiers with Localizable Features*, ICCV 2019, https://arxiv.org/abs/1905.04899
     """
-    if not isinstance(shape, Sequence):
-        raise TypeError(f"expected shape to be a sequence of sizes, got {type(shape).__name__}; as in x.shape")
     lam = cutmix_lam(shape, check_alpha(alpha), per_sample, check_spatial_dims(spatial_dims), device, generator)
-    return Mix(gate(lam, check_p(p), generator), cycle(shape[0], device, generator))
+    return Mix(gate(lam, check_p(p), generator=generator), cycle(shape[0], device, generator))
 
 
 # What a mix is drawn from: the mixers join these too. Their arguments are checked where the user sets them.
@@ -179,11 +171,12 @@ def cutmix_lam(
     return (reduce(torch.maximum, distances) >= side).float()
 
 
-def gate(lam: Tensor, p: float, generator: Generator = None) -> Tensor:
-    """``lam`` with probability ``p``, else 1; one decision for each entry of its first dimension."""
+def gate(lam: Tensor, p: float, decisions: Sequence[int] | None = None, generator: Generator = None) -> Tensor:
+    """``lam`` with probability ``p``, else 1; a decision for each entry of its first dimension, or of ``decisions``."""
     if not torch.compiler.is_compiling() and p == 1:  # as in _beta
         return lam
-    uniform = _uniform(lam.shape[:1] + (1,) * (lam.ndim - 1), lam.device, generator)
+    shape = lam.shape[:1] if decisions is None else decisions
+    uniform = append_dims(_uniform(shape, lam.device, generator), max(lam.ndim, 1))
     return torch.where(uniform < p, lam, 1)
 
 
@@ -207,12 +200,11 @@ def cycle(batch_size: int, device: Device = None, generator: Generator = None) -
 
 
 def check_number(name: str, value: float, low: float, high: float, meaning: str) -> float:
-    """Return ``value`` as a float; raise unless it is a real number in ``[low, high]``."""
-    if not isinstance(value, Real):
-        raise TypeError(f"expected {name} to be a number, got {type(value).__name__}")
-    if not low <= float(value) <= high:
+    """Return ``value`` as a float, as an int would cost a graph; raise unless it is in ``[low, high]``."""
+    number = float(value)
+    if not low <= number <= high:
         raise ValueError(f"expected {name} to be {meaning}, got {value}")
-    return float(value)
+    return number
 
 
 def check_alpha(alpha: float) -> float:
@@ -227,24 +219,22 @@ def check_p(p: float) -> float:
 
 def check_spatial_dims(spatial_dims: int | None) -> int | None:
     """Return ``spatial_dims``; raise unless it is a number of dimensions, or not given."""
-    if spatial_dims not in (None, 1, 2, 3):
+    if spatial_dims not in (None, 1, 2, 3) or isinstance(spatial_dims, float):
         raise ValueError(f"expected spatial_dims to be 1, 2 or 3, got {spatial_dims!r}")
     return spatial_dims
 
 
 def _cut_sizes(shape: Sequence[int], spatial_dims: int | None) -> Sequence[int]:
     """The sizes along which a box is cut: the last ``spatial_dims`` of ``shape``, or all of one or two."""
-    ndim, got = len(shape) - 2, tuple(shape)
-    if not 1 <= ndim <= 3:
-        expected = "inputs of shape (B, C, *spatial) with one to three spatial dimensions"
-        raise ValueError(f"expected {expected}, got {got}; CutMix needs positions, MixUp does not")
+    ndim = len(shape) - 2
+    cut = ndim if spatial_dims is None else spatial_dims
+    if not 1 <= cut <= ndim <= 3:
+        expected = f"inputs (B, C, *spatial) with {spatial_dims or 1} to 3 spatial dimensions"
+        raise ValueError(f"expected {expected}, got shape {tuple(shape)}; see docs: Guide, Where")
     if spatial_dims is None and ndim == 3:
-        fix = "3 cuts a box out of a volume, (B, C, D, H, W), 2 one box through all frames of a clip, (B, C, T, H, W)"
-        raise ValueError(f"expected spatial_dims for inputs of five dimensions, got None with {got}; {fix}")
-    cut = shape[-(ndim if spatial_dims is None else spatial_dims) :]
-    if len(cut) > ndim or 0 in cut:
-        raise ValueError(f"expected inputs of {len(cut)} spatial dimensions or more, none of size 0, got {got}")
-    return cut
+        fix = "3 cuts a box out of a volume, 2 one box through all frames of a clip"
+        raise ValueError(f"expected spatial_dims for inputs of five dimensions, {tuple(shape)}, got None; {fix}")
+    return shape[-cut:]
 
 
 def _beta(u: Tensor, v: Tensor, alpha: float) -> Tensor:
