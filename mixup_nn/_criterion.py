@@ -94,7 +94,9 @@ class MixUpCriterion(nn.Module):
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "mixer":
             if value is not None and not isinstance(value, Mixer):
-                raise TypeError(f"expected mixer to be a Mixer, got {kind_of(value)}; link the mixer itself")
+                raise TypeError(
+                    f"expected mixer to be a Mixer, got {kind_of(value)}; as in MixUpCriterion(loss, mixer)"
+                )
             self.__dict__[name] = value  # nn.Module would make it a submodule
             return
         if name == "loss":

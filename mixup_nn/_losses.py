@@ -206,7 +206,7 @@ def _check_unreduced(losses: Tensor, lam: Tensor, target: Tensor, loss: object) 
     """Raise unless the loss returned one value per sample, or per position of ``lam``."""
     sizes, spatial = tuple(losses.shape), tuple(lam.shape[2:])
     if sizes[:1] != target.shape[:1] or not (not spatial or spans(spatial, sizes[1:]) or spans(spatial, sizes[2:])):
-        expected = f"losses of shape {(target.shape[0], *spatial)} for such a mix.lam"
+        expected = f"one loss per weight of mix.lam, {(target.shape[0], *spatial)}"
         raise ValueError(f"expected {expected}, got {sizes} from {kind_of(loss)}; see docs: Criterion, Reductions")
 
 

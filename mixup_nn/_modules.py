@@ -99,7 +99,7 @@ class Mixer(nn.Module):
             return input if mix is None else mix_inputs(input, mix)
         mix = self.sample(input) if mix is None else mix
         mixed = mix_inputs(input, mix)
-        self._last_mix = mix
+        object.__setattr__(self, "_last_mix", mix)  # what nn.Module does takes as long as an operation
         return mixed
 
     def extra_repr(self) -> str:
@@ -316,6 +316,6 @@ def _checked_entry(mixer: object) -> Mixer:
     kind: Any = type(mixer)
     own = (Mixer.sample, Mixer.sample_index, Mixer.forward)
     if not isinstance(mixer, Mixer) or (kind.sample, kind.sample_index, kind.forward) != own:
-        expected = "mixers that override no more than sample_lam"
+        expected = "Mixer modules with no sample, sample_index or forward of their own"
         raise TypeError(f"expected {expected}, got {kind_of(mixer)}; see docs: Guide, Mixers of your own")
     return mixer

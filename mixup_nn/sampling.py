@@ -192,11 +192,16 @@ def choose(lams: Sequence[Tensor], weights: Sequence[float], batch_size: int | N
 
 def cycle(batch_size: int, device: Device = None, generator: Generator = None) -> Tensor:
     """A uniformly random cyclic permutation: the samples in random order, the partner of each is the next."""
-    # argsort(rand) rather than randperm, whose use as an index crashes Inductor in torch 2.13 (pytorch#183988);
-    # cat rather than roll, which cannot take the unbacked batch size of a selection such as x[mask].
-    order = _uniform((batch_size,), device, generator).argsort()
+    if torch.compiler.is_compiling():
+        # An index by randperm crashes Inductor of torch 2.13 (pytorch#183988), and roll cannot take the unbacked batch
+        # size of a selection such as x[mask].
+        order = _uniform((batch_size,), device, generator).argsort()
+        following = torch.cat((order[1:], order[:1]))
+    else:
+        order = torch.randperm(batch_size, device=device, generator=generator)
+        following = order.roll(-1)
     # index_copy_ rather than scatter, which Inductor leaves to ATen on CUDA where it fuses this one.
-    return torch.empty_like(order).index_copy_(0, order, torch.cat((order[1:], order[:1])))
+    return torch.empty_like(order).index_copy_(0, order, following)
 
 
 def check_number(name: str, value: float, low: float, high: float, meaning: str) -> float:
@@ -229,8 +234,8 @@ def _cut_sizes(shape: Sequence[int], spatial_dims: int | None) -> Sequence[int]:
     ndim = len(shape) - 2
     cut = ndim if spatial_dims is None else spatial_dims
     if not 1 <= cut <= ndim <= 3:
-        expected = f"inputs (B, C, *spatial) with {spatial_dims or 1} to 3 spatial dimensions"
-        raise ValueError(f"expected {expected}, got shape {tuple(shape)}; see docs: Guide, Where")
+        expected = "inputs (B, C, *spatial), 1 to 3 spatial dimensions and at most as many spatial_dims"
+        raise ValueError(f"expected {expected}, got {tuple(shape)} and {spatial_dims}; see docs: Guide, Where")
     if spatial_dims is None and ndim == 3:
         fix = "3 cuts a box out of a volume, 2 one box through all frames of a clip"
         raise ValueError(f"expected spatial_dims for inputs of five dimensions, {tuple(shape)}, got None; {fix}")
@@ -239,7 +244,8 @@ def _cut_sizes(shape: Sequence[int], spatial_dims: int | None) -> Sequence[int]:
 
 def _beta(u: Tensor, v: Tensor, alpha: float) -> Tensor:
     t = torch.expm1(torch.log(u) / -alpha).sqrt() * torch.cos(2 * math.pi * v)
-    lam = torch.sigmoid(2 * torch.asinh(t))  # 1/2 + t / (2 sqrt(1 + t^2)), without its cancellation near 0
+    half = torch.asinh(t)  # in eager mode a number in an operation, as in 2 * half, takes as long as two of them
+    lam = torch.sigmoid(half + half)  # 1/2 + t / (2 sqrt(1 + t^2)), without its cancellation near 0
     if torch.compiler.is_compiling() or alpha == 0:
         # A compiled graph always compares, and compares tensors: a branch on a number asks for one more graph.
         lam = torch.where(torch.zeros_like(lam) < alpha, lam, 1)
