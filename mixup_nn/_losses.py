@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -183,7 +183,7 @@ def needs_hard_targets(loss: object) -> bool:
     return isinstance(loss, LABEL_LOSSES) or getattr(loss, "log_target", False) is True
 
 
-def _is_plain_cross_entropy(loss: object) -> bool:
+def _is_plain_cross_entropy(loss: object) -> TypeGuard[nn.CrossEntropyLoss]:
     """Whether calling ``loss`` would do nothing else than torch's cross entropy: no subclass, no hooks."""
     if type(loss) is not nn.CrossEntropyLoss or "forward" in loss.__dict__:
         return False

@@ -43,7 +43,7 @@ class Mix(NamedTuple):
 
     @property
     def share(self) -> Tensor:
-        """The weight of the original in each sample, ``()`` or ``(B,)``. It is ``lam``, or its mean over the positions."""
+        """The weight of the original in each sample, ``()`` or ``(B,)``. ``lam``, or its mean over positions."""
         return share_of(self.lam)
 
 
