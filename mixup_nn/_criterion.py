@@ -7,14 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from ._losses import is_cross_entropy, mix_loss, needs_hard_targets
-from ._mix import BATCH_FIRST, Mix
+from ._mix import Mix, is_floating, kind_of
 from ._modules import Mixer
 from .functional import mix_targets, one_hot
-
-WAYS_OUT = (
-    "for a metric, or the loss of another forward pass, pass its mix: criterion(output, target, mix); "
-    "to validate, call criterion.loss(output, target), mixer.eval() or criterion.eval()"
-)
 
 
 class MixUpCriterion(nn.Module):
@@ -46,8 +41,8 @@ class MixUpCriterion(nn.Module):
             dense, with ``input.shape[1]`` classes in the dtype of ``input``, for a loss that takes dense targets. It
             does so without a mix too: such a loss is validated on the type of target that it trains on. None (default)
             interpolates the loss for integer targets and the target for floating ones; always the loss for torch's
-            losses of hard labels (hinge embedding, multi-margin, NLL) and of logarithms
-            (``nn.KLDivLoss(log_target=True)``).
+            losses of hard labels (hinge embedding, multi-margin, NLL) and of logarithms (``log_target=True``). Floating
+            targets with one channel against an output with several are labels more often than not: there it asks.
 
     All three may be replaced at any time, by assignment, and are checked again.
 
@@ -57,11 +52,12 @@ class MixUpCriterion(nn.Module):
         - output: what ``loss`` returns.
 
     Raises:
-        TypeError: ``loss`` is not callable, a class or a mixer; ``mixer`` is not a :class:`Mixer`, or
-            ``interpolate_loss`` not a bool; on call with a mix, ``target`` is not a tensor or ``mix`` not a
-            :class:`Mix`.
+        TypeError: ``loss`` is a class or holds a criterion (mix dense targets twice instead, by
+            :func:`functional.mix_targets`); ``mixer`` is not a :class:`Mixer`, or ``interpolate_loss`` not a bool; on
+            call with a mix, ``target`` is not a tensor or ``mix`` not a :class:`Mix`.
         ValueError: ``interpolate_loss=False`` with a loss of hard labels or logarithms; on call, as
-            :func:`functional.mix_loss` and :func:`functional.mix_targets`.
+            :func:`functional.mix_loss` and :func:`functional.mix_targets`, or a floating target with one channel while
+            ``interpolate_loss`` is None.
         RuntimeError: mixer and criterion are in training mode, but the mixer has not mixed a batch yet, or gradients
             are off.
 
@@ -85,6 +81,7 @@ class MixUpCriterion(nn.Module):
     """
 
     mixer: Mixer | None
+    interpolate_loss: bool | None = None
 
     def __init__(
         self, loss: Callable[[Any, Tensor], Tensor], mixer: Mixer | None = None, *, interpolate_loss: bool | None = None
@@ -96,51 +93,59 @@ class MixUpCriterion(nn.Module):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "mixer":
-            _check_mixer(value)
+            if value is not None and not isinstance(value, Mixer):
+                raise TypeError(
+                    f"expected mixer to be a Mixer, got {kind_of(value)}; as in MixUpCriterion(loss, mixer)"
+                )
             self.__dict__[name] = value  # nn.Module would make it a submodule
             return
         if name == "loss":
-            _check_loss(value, getattr(self, "interpolate_loss", None))
-            self._modules.pop(name, None)  # nn.Module refuses a function in the place of a module
-        if name == "interpolate_loss":
+            _check_loss(value, self.interpolate_loss)
+        elif name == "interpolate_loss":
             _check_loss(self.loss, value)
         super().__setattr__(name, value)
 
     def forward(self, input: Any, target: Tensor, mix: Mix | None = None) -> Tensor:
-        mix = self._linked_mix(target) if mix is None else mix
-        loss, interpolate_loss = self.loss, self.interpolate_loss
-        tensor = isinstance(target, Tensor)
-        floating = tensor and target.is_floating_point()
-        if interpolate_loss is False and tensor and not floating and not is_cross_entropy(loss):
-            return loss(input, _dense(input, target, mix))
+        mix = self._linked_mix() if mix is None else mix
+        indices = isinstance(target, Tensor) and not target.is_floating_point()
+        if indices and self.interpolate_loss is False and not is_cross_entropy(self.loss):
+            return self.loss(input, _dense(input, target, mix))
         if mix is None:
-            return loss(input, target)
-        if interpolate_loss is None:
-            interpolate_loss = not floating or needs_hard_targets(loss)
-        if interpolate_loss or not floating:
-            _check_nesting(loss, mix)
-            return mix_loss(loss, input, target, mix)
-        return loss(input, mix_targets(target, mix))
+            return self.loss(input, target)
+        if self._interpolates_loss(input, target):
+            return mix_loss(self.loss, input, target, mix)
+        return self.loss(input, mix_targets(target, mix))
 
-    def _linked_mix(self, target: Tensor) -> Mix | None:
+    def _linked_mix(self) -> Mix | None:
         """The mix that the linked mixer last applied; none outside training, never one that cannot be meant."""
-        if self.mixer is None or not (self.training and self.mixer.training):
+        mixer = self.mixer
+        if mixer is None or not (self.training and mixer.training):
             return None
-        mix = self.mixer.last_mix
+        mix, page = mixer.last_mix, "see docs: Criterion, Which mix is used"
         if mix is None:
-            fix = "call the model first; a criterion copied without its model follows a mixer that is not called"
-            raise RuntimeError(f"expected the linked mixer to have mixed a batch, got none; {fix}; {WAYS_OUT}")
+            hint = "(an entry of a choice mixes none: link the choice)"
+            raise RuntimeError(f"expected the linked {kind_of(mixer)} to have mixed a batch, got none {hint}; {page}")
         if not torch.is_grad_enabled():
-            got = "got them off: validation of an EMA copy, or with a mixer that model.eval() does not reach, would use"
-            fix = "the mix of an earlier batch; a reentrant checkpoint must be passed its mix"
+            fix = "validate in criterion.eval(), or pass the mix"
             raise RuntimeError(
-                f"expected gradients while the linked mixer is in training mode, {got} {fix}; {WAYS_OUT}"
+                f"{fix}: expected gradients while the linked {kind_of(mixer)} trains, got them off; {page}"
             )
-        size = mix.index.shape[0]
-        if isinstance(target, Tensor) and target.ndim and target.shape[0] != size:
-            got = f"expected target to have the batch size of the last mix, {size}, got {target.shape[0]}"
-            raise ValueError(f"{got}; {BATCH_FIRST}; {WAYS_OUT}")
         return mix
+
+    def _interpolates_loss(self, input: Any, target: Tensor) -> bool:
+        """Whether the losses of both targets are interpolated, and not the targets."""
+        if not is_floating(target):
+            return True
+        if self.interpolate_loss is not None:
+            return self.interpolate_loss
+        if needs_hard_targets(self.loss):
+            return True
+        one_channel = target.ndim > 2 and target.shape[1] == 1
+        if one_channel and isinstance(input, Tensor) and input.ndim == target.ndim and input.shape[1] > 1:
+            got = f"{target.dtype} of shape {tuple(target.shape)} for an output {tuple(input.shape)}"
+            page = "see docs: Criterion, Loss or targets"
+            raise ValueError(f"expected interpolate_loss=True or False, as for labels or values, with {got}; {page}")
+        return False
 
     def extra_repr(self) -> str:
         linked = None if self.mixer is None else f"{type(self.mixer).__name__}({self.mixer.extra_repr()})"
@@ -150,38 +155,22 @@ class MixUpCriterion(nn.Module):
 def _dense(input: Any, target: Tensor, mix: Mix | None) -> Tensor:
     """Class indices as (mixed) probabilities, as many as the output has, in its dtype."""
     if not isinstance(input, Tensor) or input.ndim < 2 or target.shape != input.shape[:1] + input.shape[2:]:
-        got = f"{tuple(input.shape) if isinstance(input, Tensor) else type(input).__name__} and {tuple(target.shape)}"
-        fix = "give dense and multi-hot targets as floats, or use interpolate_loss=True"
-        raise ValueError(f"expected an output (B, C, *) for class indices (B, *) made dense, got {got}; {fix}")
+        got = f"{tuple(input.shape) if isinstance(input, Tensor) else kind_of(input)} and {tuple(target.shape)}"
+        expected = "an output (B, C, *) and class indices (B, *) to be made dense"
+        raise ValueError(f"expected {expected}, got {got}; see docs: Criterion, Targets")
     if mix is None:
         return one_hot(target, input.shape[1], input.dtype)
     return mix_targets(target, mix, input.shape[1]).to(input.dtype)
 
 
-def _check_nesting(loss: object, mix: Mix) -> None:
-    """Raise where the criterion inside would need the weights of the partners too."""
-    if isinstance(loss, MixUpCriterion) and isinstance(mix, Mix) and mix.lam.ndim and mix.lam.shape[0] > 1:
-        fix = "mix dense targets by both, mix_targets(mix_targets(y, first), second), or draw the first per batch"
-        raise ValueError(f"expected one lam per batch of the mix applied first, got one per sample; {fix}")
-
-
-def _check_mixer(mixer: object) -> None:
-    """Raise unless a criterion can follow ``mixer``."""
-    if isinstance(mixer, type):
-        raise TypeError(f"expected mixer to be a Mixer, got the class {mixer.__name__}; use {mixer.__name__}()")
-    if mixer is not None and not isinstance(mixer, Mixer):
-        fix = "link the mixer, not what holds or wraps it"
-        raise TypeError(f"expected mixer to be a Mixer, got {type(mixer).__name__}; {fix}")
-
-
 def _check_loss(loss: object, interpolate_loss: object) -> None:
     """Raise unless ``loss`` is one, and ``interpolate_loss`` possible with it."""
     if isinstance(loss, type):
-        raise TypeError(f"expected a loss, got the class {loss.__name__}; use {loss.__name__}()")
-    if isinstance(loss, Mixer) or not callable(loss):
-        raise TypeError(f"expected loss to be callable, got {type(loss).__name__}; as in MixUpCriterion(loss, mixer)")
+        raise TypeError(f"expected a loss, got {kind_of(loss)}; use {loss.__name__}()")
+    if isinstance(loss, nn.Module) and any(isinstance(module, MixUpCriterion) for module in loss.modules()):
+        raise TypeError("expected a loss without a criterion in it, got one; see docs: Recipes, Two mixes in a row")
     if interpolate_loss is not None and not isinstance(interpolate_loss, bool):
         raise TypeError(f"expected interpolate_loss to be True, False or None, got {interpolate_loss!r}")
     if interpolate_loss is False and needs_hard_targets(loss):
-        got = f"{type(loss).__name__} of hard labels or logarithms"
+        got = f"{kind_of(loss)} of hard labels or logarithms"
         raise ValueError(f"expected a loss of dense targets, got {got}; use interpolate_loss=True")

@@ -1,14 +1,15 @@
 """Interpolated losses, and all that is known of torch's losses."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook  # the only way to know of hooks for all modules
 
-from ._mix import Mix, align, append_dims, check_tensor, spans, target_mix
+from ._mix import Mix, align, append_dims, as_dtype, is_floating, kind_of, spans, target_mix
 
 # These need hard labels.
 LABEL_LOSSES = (nn.HingeEmbeddingLoss, nn.MultiLabelMarginLoss, nn.MultiMarginLoss, nn.NLLLoss)
@@ -52,8 +53,8 @@ def mix_loss(loss: Callable[[Any, Tensor], Tensor], input: Any, target: Tensor, 
         The loss, of the shape and floating dtype that ``loss`` itself returns; float32 for integers, as of a metric.
 
     Raises:
-        TypeError: ``target`` or the loss is not a tensor, ``mix`` is not a :class:`~mixup_nn.Mix`, or ``loss`` is a
-            metric with state (``update`` and ``compute``), which two calls would count twice.
+        TypeError: ``target`` is not a tensor, ``mix`` is not a :class:`~mixup_nn.Mix`, or ``loss`` is a metric with
+            state (``update`` and ``compute``), which two calls would count twice.
         ValueError: weights per sample or position and a loss that reduces itself; a target that does not fit the mix.
 
     Example:
@@ -66,21 +67,23 @@ def mix_loss(loss: Callable[[Any, Tensor], Tensor], input: Any, target: Tensor, 
         tensor(1.5000)
     """
     loss = uncompiled(loss)
-    if _is_plain_cross_entropy(loss) and not (isinstance(target, Tensor) and target.is_floating_point()):
-        options = {name: getattr(loss, name) for name in ("weight", "ignore_index", "reduction", "label_smoothing")}
-        return mix_cross_entropy(input, target, mix, **options)
-    _check_two_calls(loss, target)
+    if _is_plain_cross_entropy(loss) and not is_floating(target):
+        return mix_cross_entropy(
+            input, target, mix, weight=loss.weight, ignore_index=loss.ignore_index, reduction=loss.reduction,
+            label_smoothing=loss.label_smoothing,
+        )  # fmt: skip
+    if hasattr(loss, "update") and hasattr(loss, "compute"):  # a metric: two calls would count each sample twice
+        raise TypeError(f"expected a loss without state, got {kind_of(loss)}; see docs: Guide, Accuracy while mixing")
     lam, index = target_mix(target, mix)
-    partner = target[index]  # before the loss is called, which may change its target
+    labels = target, target.index_select(0, index)  # before the loss is called, which may change its target
     reduction = getattr(loss, "reduction", None) if lam.ndim and isinstance(loss, nn.Module) else None
-    if reduction is not None:
-        loss = _unreduced(loss)
-    losses = loss(input, target), loss(input, partner)
-    _check_returned(losses[0], lam, loss, input, target)
+    unreduced = loss if reduction is None else _unreduced(loss)
+    losses = [unreduced(input, y) for y in labels]
+    if lam.ndim:
+        _check_unreduced(losses[0], lam, target, loss)
     mixed = _interpolate(losses, lam)
     if reduction is not None:
-        weights = _weights_of_mean(loss, (target, partner), lam, mixed.dtype) if reduction == "mean" else None
-        mixed = _reduce(mixed, weights, reduction)
+        mixed = _reduce(mixed, _weights_of_mean(loss, labels, lam, mixed.dtype), reduction)
     return mixed.to(losses[0].dtype) if losses[0].is_floating_point() else mixed
 
 
@@ -119,9 +122,9 @@ def mix_cross_entropy(
         Shape ``()``, or that of ``target`` for ``"none"``; dtype of ``input``, or float32 under autocast.
 
     Raises:
-        TypeError: ``target`` is not int64, ``input`` is not a tensor, ``weight`` has another dtype, or ``mix`` is not a
-            :class:`~mixup_nn.Mix`.
+        TypeError: ``target`` is not a tensor, or ``mix`` is not a :class:`~mixup_nn.Mix`.
         ValueError: shapes that do not fit each other; an unknown ``reduction``, a ``label_smoothing`` outside [0, 1].
+        RuntimeError: what torch refuses, such as a target that is not int64 or class weights of another dtype.
 
     Example:
         >>> import torch
@@ -132,34 +135,30 @@ def mix_cross_entropy(
         tensor(0.6269)
     """
     lam, index = target_mix(target, mix)
-    check_tensor("input", input)
-    check_class_indices(target)
-    _check_options(input, target, reduction, label_smoothing)
-    input, weight = _in_dtype_of_loss(input, weight)
-    log_probs, labels = input.log_softmax(1), (target, target[index])
     small = torch.compiler.is_compiling() or input.numel() < LARGE  # compiled, the gradient of nll_loss fuses
-    full_precision = log_probs.dtype in (torch.float32, torch.float64)  # in half precision torch sums in it
-    if lam.ndim == 0 and label_smoothing == 0 and full_precision and small:
-        original, permuted = (F.nll_loss(log_probs, y, weight, None, ignore_index, None, reduction) for y in labels)
-        return torch.lerp(permuted, original, lam.to(log_probs.dtype))
+    if target.ndim + 1 != input.ndim or not (small or target.shape == input.shape[:1] + input.shape[2:]):
+        expected = f"class indices of shape (B, *) for logits (B, C, *), here {tuple(input.shape)}"
+        raise ValueError(f"expected {expected}, got {target.dtype} {tuple(target.shape)}; see docs: Criterion, Targets")
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"expected label_smoothing in [0, 1], got {label_smoothing}")
+    labels = target, target.index_select(0, index)
+    log_probs, dtype = _log_softmax(input, small)
+    if weight is not None and weight.dtype == input.dtype:  # another dtype torch refuses
+        weight = weight.to(log_probs.dtype)
 
-    losses = _nll(log_probs, labels, weight, ignore_index, small)
-    if label_smoothing:
-        uniform = _nll_of_uniform(log_probs, labels, weight, ignore_index)
-        losses = [(1 - label_smoothing) * a + label_smoothing * b for a, b in zip(losses, uniform, strict=True)]
+    if lam.ndim == 0 and small and (weight is None or not label_smoothing):
+        if label_smoothing:
+            log_probs = torch.lerp(log_probs, log_probs.mean(1, keepdim=True), label_smoothing)
+        own, partner = [F.nll_loss(log_probs, y, weight, None, ignore_index, None, reduction) for y in labels]
+        return as_dtype(torch.lerp(partner, own, align(lam, own)), dtype)
+    losses = _nll(log_probs, labels, weight, ignore_index, label_smoothing, small)
+    if reduction != "mean":
+        return _reduce(_interpolate(losses, lam), None, reduction).to(dtype)
     weights = _class_weights(labels, weight, ignore_index, losses[0].dtype)
-    if lam.ndim == 0:  # each mean has its own denominator, as above
-        value = _interpolate([_reduce(*terms, reduction) for terms in zip(losses, weights, strict=True)], lam)
-    else:
-        value = _reduce(_interpolate(losses, lam), _interpolate(weights, lam), reduction)
-    return value.to(log_probs.dtype)
-
-
-def check_class_indices(target: Tensor) -> None:
-    """Raise unless ``target`` has the dtype that all of torch's losses of class indices take."""
-    if target.dtype != torch.int64:
-        fix = "convert integers by target.long(), and give dense targets to a loss that takes them"
-        raise TypeError(f"expected class indices of dtype int64, got {target.dtype}; {fix}")
+    if lam.ndim:
+        return _reduce(_interpolate(losses, lam), _interpolate(weights, lam), reduction).to(dtype)
+    means = [_reduce(*terms, reduction) for terms in zip(losses, weights, strict=True)]  # each with its denominator
+    return _interpolate(means, lam).to(dtype)
 
 
 def uncompiled(loss: Any) -> Any:
@@ -179,79 +178,17 @@ def is_cross_entropy(loss: object) -> bool:
 def needs_hard_targets(loss: object) -> bool:
     """Whether the targets of ``loss`` are labels or logarithms, which cannot be averaged."""
     loss = uncompiled(loss)
+    if isinstance(loss, partial):
+        return loss.keywords.get("log_target", False) is True
     return isinstance(loss, LABEL_LOSSES) or getattr(loss, "log_target", False) is True
 
 
-def _is_plain_cross_entropy(loss: object) -> bool:
+def _is_plain_cross_entropy(loss: object) -> TypeGuard[nn.CrossEntropyLoss]:
     """Whether calling ``loss`` would do nothing else than torch's cross entropy: no subclass, no hooks."""
     if type(loss) is not nn.CrossEntropyLoss or "forward" in loss.__dict__:
         return False
     hooks = loss._forward_hooks, loss._forward_pre_hooks, loss._backward_hooks, loss._backward_pre_hooks
     return not (any(hooks) or _has_any_global_hook())
-
-
-def _check_two_calls(loss: Any, target: object) -> None:
-    """Raise where a second call would count twice, or torch would refuse the target."""
-    if hasattr(loss, "update") and hasattr(loss, "compute"):
-        got = f"{type(loss).__name__} with update and compute, which two calls would count twice"
-        raise TypeError(f"expected a loss without state, got {got}; give its functional form, one value per sample")
-    if isinstance(loss, nn.NLLLoss) and isinstance(target, Tensor):
-        check_class_indices(target)
-
-
-def _check_returned(losses: Any, lam: Tensor, loss: Any, input: Any, target: Tensor) -> None:
-    """Raise unless ``lam`` can weight what the loss returned."""
-    if not isinstance(losses, Tensor):
-        raise TypeError(f"expected loss to return a tensor, got {type(losses).__name__}; wrap it to return that alone")
-    got, spatial = tuple(losses.shape), tuple(lam.shape[2:])
-    if lam.ndim and losses.shape[:1] != target.shape[:1]:
-        raise ValueError(
-            f"expected a loss per sample, of shape ({target.shape[0]}, ...), for one lam per sample or position, got "
-            f"{got}; {_unreduced_form(loss, input)}, or draw one lam per batch"
-        )
-    if spatial and not (spans(spatial, got[1:]) or spans(spatial, got[2:])):
-        fix = "for a loss of whole samples, such as Dice, mix the targets: interpolate_loss=False, or docs/recipes.md"
-        raise ValueError(f"expected a loss per position of mix.lam, {spatial}, got losses of shape {got}; {fix}")
-
-
-def _unreduced_form(loss: Any, input: Any) -> str:
-    """How to make this loss return one value per sample."""
-    modules = loss.modules() if isinstance(loss, nn.Module) else ()
-    inner = [
-        type(part).__name__ for part in modules if part is not loss and getattr(part, "reduction", "none") != "none"
-    ]
-    if inner:
-        return f"make the {inner[0]} inside {type(loss).__name__} with reduction='none'"
-    if hasattr(loss, "reduction") and not isinstance(loss, nn.Module):
-        return "set its reduction to 'none', and reduce what comes back"
-    dense = isinstance(input, Tensor) and not needs_hard_targets(loss)
-    fix = "let it return one value per sample, as with reduction='none'"
-    return f"{fix}, or, if it takes dense targets, use interpolate_loss=False" if dense else fix
-
-
-def _check_options(input: Tensor, target: Tensor, reduction: str, label_smoothing: float) -> None:
-    """Raise unless logits and class indices fit each other, and the options are those of torch."""
-    if input.ndim == 1 or target.shape != input.shape[:1] + input.shape[2:]:
-        got = f"{tuple(input.shape)} and {tuple(target.shape)}"
-        fix = "; one-hot targets must be floats" if target.shape == input.shape else ""
-        raise ValueError(f"expected input of shape (B, C, *) and class indices of shape (B, *), got {got}{fix}")
-    if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f"expected reduction to be 'mean', 'sum' or 'none', got {reduction!r}")
-    if not 0 <= label_smoothing <= 1:
-        raise ValueError(f"expected label_smoothing in [0, 1], got {label_smoothing}")
-
-
-def _in_dtype_of_loss(input: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Logits and class weights of one dtype: float32 under autocast, where log_softmax on the CPU would not be."""
-    if not input.is_meta and torch.is_autocast_enabled(input.device.type):  # asked of meta tensors, torch raises
-        input = input.to(torch.promote_types(input.dtype, torch.float32))
-        weight = None if weight is None else weight.to(torch.promote_types(weight.dtype, torch.float32))
-    if weight is not None and (weight.dtype != input.dtype or weight.requires_grad):
-        got = f"{weight.dtype}{' with one' if weight.requires_grad else ''}"
-        raise TypeError(
-            f"expected class weights of the dtype of the logits, {input.dtype}, without gradient, got {got}"
-        )
-    return input, weight
 
 
 def _unreduced(loss: Any) -> Any:
@@ -262,11 +199,18 @@ def _unreduced(loss: Any) -> Any:
     return unreduced
 
 
+def _check_unreduced(losses: Tensor, lam: Tensor, target: Tensor, loss: object) -> None:
+    """Raise unless the loss returned one value per sample, or per position of ``lam``."""
+    sizes, spatial = tuple(losses.shape), tuple(lam.shape[2:])
+    if sizes[:1] != target.shape[:1] or not (not spatial or spans(spatial, sizes[1:]) or spans(spatial, sizes[2:])):
+        expected = f"one loss per weight of mix.lam, {(target.shape[0], *spatial)}"
+        raise ValueError(f"expected {expected}, got {sizes} from {kind_of(loss)}; see docs: Criterion, Reductions")
+
+
 def _interpolate(pair: Sequence[Tensor], lam: Tensor) -> Tensor:
     """The formula, on what belongs to the samples and to their partners; in float32 at least, as torch's own sums."""
-    original, permuted = pair
-    dtype = torch.promote_types(original.dtype, torch.float32)
-    return torch.lerp(permuted.to(dtype), original.to(dtype), align(lam, original).to(dtype))
+    original, permuted = (value.to(torch.promote_types(value.dtype, torch.float32)) for value in pair)
+    return torch.lerp(permuted, original, align(lam, original))
 
 
 def _reduce(losses: Tensor, weights: Tensor | None, reduction: str) -> Tensor:
@@ -281,12 +225,13 @@ def _reduce(losses: Tensor, weights: Tensor | None, reduction: str) -> Tensor:
 
 def _weights_of_mean(loss: Any, labels: Labels, lam: Tensor, dtype: torch.dtype) -> Tensor | None:
     """What a loss divides its mean by, weighted as its losses are; None for the number of its elements."""
+    if loss.reduction != "mean" or (isinstance(loss, INDEX_LOSSES) and is_floating(labels[0])):
+        return None
     if isinstance(loss, INDEX_LOSSES):
-        dense = labels[0].is_floating_point()
-        return None if dense else _interpolate(_class_weights(labels, loss.weight, loss.ignore_index, dtype), lam)
+        return _interpolate(_class_weights(labels, loss.weight, loss.ignore_index, dtype), lam)
     if getattr(loss, "ignore_index", None) is not None:
-        fix = "make it with reduction='none' and reduce what comes back, or draw one lam per batch"
-        raise ValueError(f"expected a loss whose mean over ignored targets is known, got {type(loss).__name__}; {fix}")
+        expected = "a loss whose mean over ignored targets is known"
+        raise ValueError(f"expected {expected}, got {type(loss).__name__}; see docs: Criterion, Reductions")
     return None
 
 
@@ -294,27 +239,45 @@ def _class_weights(
     labels: Labels, weight: Tensor | None, ignore_index: int | None, dtype: torch.dtype
 ) -> Sequence[Tensor]:
     """The class weights of both targets: 1 where none are given, and 0 where ignored."""
-    kept = [y != (-100 if ignore_index is None else ignore_index) for y in labels]
+    indices = [y.long() for y in labels]  # of bytes, -100 would be 156
+    kept = [y != (-100 if ignore_index is None else ignore_index) for y in indices]
     if weight is None:
         return [mask.to(dtype) for mask in kept]
-    return [weight[y.where(mask, 0)].where(mask, 0).to(dtype) for y, mask in zip(labels, kept, strict=True)]
+    return [weight[y.where(mask, 0)].where(mask, 0).to(dtype) for y, mask in zip(indices, kept, strict=True)]
 
 
-def _nll(log_probs: Tensor, labels: Labels, weight: Tensor | None, ignore_index: int, small: bool) -> Sequence[Tensor]:
-    """Unreduced losses of both targets, in float32 at least; of large logits by one gather, with one dense gradient."""
+def _log_softmax(input: Tensor, small: bool) -> tuple[Tensor, torch.dtype]:
+    """The log-probabilities, and the dtype of their loss: float32 under autocast, that of ``input`` elsewhere."""
+    if input.dtype not in (torch.float16, torch.bfloat16):
+        return input.log_softmax(1), input.dtype
+    autocast = not input.is_meta and torch.is_autocast_enabled(input.device.type)  # asked of meta tensors, torch raises
+    # Large ones keep their dtype, or memory grows by two thirds; compiled ones are computed in float32 anyway.
+    in_float32 = autocast or (small and not torch.compiler.is_compiling())
+    return input.log_softmax(1, dtype=torch.float32 if in_float32 else None), torch.float32 if autocast else input.dtype
+
+
+def _nll(
+    log_probs: Tensor, labels: Labels, weight: Tensor | None, ignore_index: int, label_smoothing: float, small: bool
+) -> Sequence[Tensor]:
+    """Unreduced losses of both targets, in float32 at least; of large logits by one gather, with one dense gradient.
+
+    Smoothing commutes with picking a class, so it is done once: the mean over all classes enters the term of each.
+    """
     dtype = torch.promote_types(log_probs.dtype, torch.float32)
     if small:
+        if label_smoothing:
+            terms, weight = _weighted(log_probs, weight), None
+            log_probs = torch.lerp(terms, terms.mean(1, keepdim=True), label_smoothing)
         return [F.nll_loss(log_probs, y, weight, None, ignore_index, None, "none").to(dtype) for y in labels]
     both = torch.stack(labels, 1)
     kept = both != ignore_index
     both = both.where(kept, 0)
-    gathered = -log_probs.gather(1, both).to(dtype)
-    return (gathered if weight is None else gathered * weight[both]).where(kept, 0).unbind(1)
+    picked = log_probs.gather(1, both).to(dtype)
+    picked = picked if weight is None else picked * weight[both]
+    if label_smoothing:
+        picked = torch.lerp(picked, _weighted(log_probs, weight).mean(1, keepdim=True, dtype=dtype), label_smoothing)
+    return (-picked).where(kept, 0).unbind(1)
 
 
-def _nll_of_uniform(log_probs: Tensor, labels: Labels, weight: Tensor | None, ignore_index: int) -> Sequence[Tensor]:
-    """Unreduced losses of the uniform target that smooths; 0 where ignored, whatever the logits hold there."""
-    if weight is not None:
-        log_probs = log_probs * append_dims(weight, log_probs.ndim - 1)
-    losses = -log_probs.mean(1, dtype=torch.promote_types(log_probs.dtype, torch.float32))
-    return [losses.where(y != ignore_index, 0) for y in labels]
+def _weighted(log_probs: Tensor, weight: Tensor | None) -> Tensor:
+    return log_probs if weight is None else log_probs * append_dims(weight, log_probs.ndim - 1)

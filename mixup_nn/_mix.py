@@ -1,7 +1,7 @@
 """A :class:`Mix`, and the two doors where one meets a tensor: one for inputs, one for targets."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,10 +24,10 @@ class Mix(NamedTuple):
         index: partner of each sample, int64 of shape ``(B,)``, values in ``range(B)``. The library draws permutations;
             in a ``Mix`` of your own partners may repeat.
 
-    A ``lam`` per position mixes inputs ``(B, C, *spatial)``. Per-position targets, ``(B, *spatial)`` or
-    ``(B, C, *spatial)``, take it as it is; per-sample targets, ``(B,)`` or ``(B, K)``, take its :attr:`share`. With one
-    spatial dimension class indices ``(B, T)`` are per position, and floating ``(B, K)`` are per sample. A target of any
-    other shape raises a ValueError. To say that a target is per sample, give it ``mix._replace(lam=mix.share)``.
+    A ``lam`` per position mixes inputs ``(B, C, *spatial)``. Targets per position, ``(B, C, *spatial)`` or
+    ``(B, *spatial)`` (with one spatial dimension only integers), take it as it is. Targets per sample, ``(B,)`` or
+    floating ``(B, K)``, take its :attr:`share`. A target of any other shape raises a ValueError; to say that it is per
+    sample, give it ``mix._replace(lam=mix.share)``.
 
     Example:
         >>> import torch
@@ -43,16 +43,11 @@ class Mix(NamedTuple):
 
     @property
     def share(self) -> Tensor:
-        """The weight of the original in each sample, ``()`` or ``(B,)``: ``lam``, or its mean over the positions."""
+        """The weight of the original in each sample, ``()`` or ``(B,)``. ``lam``, or its mean over positions."""
         return share_of(self.lam)
 
 
 torch.serialization.add_safe_globals([Mix])  # or torch.load refuses a saved draw
-
-BATCH_FIRST = "keep the batch as first dimension, as in (B, C, T), neither flattened with another nor second"
-NO_MIX = "draw one by sampling.sample_mixup; last_mix is None before the first training batch and in eval mode"
-TENSOR_AS_MIX = "targets go to MixUpCriterion or mixup_batch; a loss of three tensors is wrapped in a function of two"
-OTHER_POSITIONS = "mix._replace(lam=mix.share), or a resized lam: mix._replace(lam=interpolate(mix.lam, size))"
 
 
 def share_of(lam: Tensor) -> Tensor:
@@ -63,51 +58,37 @@ def share_of(lam: Tensor) -> Tensor:
 
 
 def input_mix(input: Tensor, mix: Mix) -> Mix:
-    """The door of inputs: ``mix`` on their device, with a ``lam`` that broadcasts along them."""
+    """The door of inputs: ``mix``, which fits them, on their device."""
     lam, index = _checked("input", input, mix)
     if not input.is_floating_point():
-        fix = "mix token ids after their embedding, convert other numbers by input.float()"
-        fix = "use torch.view_as_real(input)" if input.is_complex() else fix
-        fix = "scale images first: input.float() / 255" if input.dtype == torch.uint8 else fix
-        raise TypeError(f"expected a floating-point input, got {input.dtype}; {fix}")
+        raise TypeError(f"expected a floating-point input, got {input.dtype}; see docs: Guide, Where")
     if lam.ndim > 1 and not spans(lam.shape[2:], input.shape[2:]):
-        raise ValueError(
-            f"expected input of shape (B, C, *spatial) with the positions of mix.lam, {tuple(lam.shape[2:])}, got "
-            f"{tuple(input.shape)}; mix a tensor of other positions, or of none, by its share: {OTHER_POSITIONS}"
-        )
-    return Mix(align(lam, input), index)
+        expected = f"input of shape (B, C, *spatial) with the positions of mix.lam, {tuple(lam.shape[2:])}"
+        raise ValueError(f"expected {expected}, got {tuple(input.shape)}; see docs: Criterion, Targets")
+    return Mix(lam, index)
 
 
 def target_mix(target: Tensor, mix: Mix) -> Mix:
-    """The door of targets: ``mix`` on their device, with its ``lam`` or, for per-sample targets, its share."""
+    """The door of targets: ``mix`` on their device, with its ``lam`` or, for targets per sample, its share."""
     lam, index = _checked("target", target, mix)
     if lam.ndim > 1 and not _is_per_position(target, lam.shape[2:]):
         lam = share_of(lam)  # not mix.share, which Dynamo of torch 2.8 does not trace
     return Mix(lam, index)
 
 
-def check_tensor(name: str, value: object) -> None:
-    """Raise unless ``value`` is a dense tensor with a batch dimension."""
-    if not isinstance(value, Tensor):
-        several = name == "target" and type(value) in (dict, list, tuple)
-        fix = "; use a criterion per head, or sample numbers as the target: docs/recipes.md" if several else ""
-        raise TypeError(f"expected {name} to be a tensor, got {type(value).__name__}{fix}")
-    sharded = type(value) is not Tensor and hasattr(value, "device_mesh")  # a DTensor, whose import would be slow
-    if sharded or value.is_nested or value.layout is not torch.strided:
-        got = "DTensor" if sharded else "nested tensor" if value.is_nested else f"tensor of layout {value.layout}"
-        fix = "use its to_dense(), to_padded_tensor(0) or to_local()"
-        raise TypeError(f"expected {name} to be a dense strided tensor, got a {got}; {fix}")
-    if value.ndim == 0:
-        raise ValueError(f"expected {name} to have a batch dimension, got shape (); for one sample {name}.unsqueeze(0)")
-
-
 def align(lam: Tensor, value: Tensor) -> Tensor:
-    """``lam``, which spans ``value``, with the dimensions of size 1 that broadcast it."""
+    """``lam``, which spans ``value``, in its dtype and with the dimensions of size 1 that broadcast it."""
+    lam = as_dtype(lam, value.dtype)
     if lam.ndim < 2:
         return append_dims(lam, value.ndim)
     if value.ndim < lam.ndim:
         return lam.squeeze(1)
     return lam if value.ndim == lam.ndim else lam.view(lam.shape[:2] + (1,) * (value.ndim - lam.ndim) + lam.shape[2:])
+
+
+def as_dtype(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """``value`` in ``dtype``. A conversion that changes nothing would take as long as an operation."""
+    return value if value.dtype == dtype else value.to(dtype)
 
 
 def append_dims(value: Tensor, ndim: int) -> Tensor:
@@ -120,49 +101,54 @@ def spans(spatial: Sequence[int], sizes: Sequence[int]) -> bool:
     return len(spatial) == len(sizes) and all(a == 1 or a == b for a, b in zip(spatial, sizes, strict=True))
 
 
+def is_floating(target: object) -> bool:
+    """Whether a target is a tensor of values and not of class indices."""
+    return isinstance(target, Tensor) and target.is_floating_point()
+
+
+def kind_of(value: object) -> str:
+    """What an error calls ``value``: its class, or that it is one."""
+    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+
+
 def _is_per_position(target: Tensor, spatial: Sequence[int]) -> bool:
-    """Whether a target takes the map of ``lam`` and not its share; raise where both could be meant."""
+    """Whether a target takes the map of ``lam`` and not its share."""
     sizes, floating = target.shape[1:], target.is_floating_point()
-    if spans(spatial, sizes[1:]) or (spans(spatial, sizes) and not (len(sizes) == 1 and floating)):
+    if spans(spatial, sizes[1:]) or (spans(spatial, sizes) and not (floating and len(sizes) == 1)):
         return True
-    fix = "pass the share"
-    if len(sizes) < 2:
-        of_frames = len(spatial) == 3 and sizes == spatial[:1] != (1,)
-        if floating or len(sizes) == 0 or (not of_frames and sum(size > 1 for size in spatial) != 1):
-            return False
-        one_label = "mix.lam.mean((3, 4))" if of_frames else "mix.lam.flatten(2)"
-        fix = (
-            f"labels along a dimension take mix._replace(lam={one_label}), multi-hot ones are floats, others the share"
-        )
-    raise ValueError(
-        f"expected a target per sample, (B,) or floating (B, K), or per position of mix.lam, {tuple(spatial)}, got "
-        f"{target.dtype} of shape {tuple(target.shape)}; {fix}: {OTHER_POSITIONS}"
-    )
+    if len(sizes) > 1 or (len(sizes) == 1 and not floating):
+        expected = f"a target (B,) or floating (B, K), or of the positions of mix.lam, {tuple(spatial)}"
+        got = f"{target.dtype} of shape {tuple(target.shape)}"
+        raise ValueError(f"expected {expected}, got {got}; see docs: Criterion, Targets")
+    return False
 
 
 def _checked(name: str, value: Tensor, mix: Mix) -> Mix:
     """``mix``, consistent in itself, of the batch size of ``value`` and on its device."""
-    check_tensor(name, value)
+    if not isinstance(value, Tensor):
+        raise TypeError(f"expected {name} to be a tensor, got {kind_of(value)}; see docs: Recipes, Targets of any kind")
     if not isinstance(mix, Mix):
-        fix = TENSOR_AS_MIX if isinstance(mix, Tensor) else NO_MIX
-        raise TypeError(f"expected mix to be a Mix, got {type(mix).__name__}; {fix}")
-    _check_mix(mix)
+        raise TypeError(f"expected mix to be a Mix, got {kind_of(mix)}; see docs: Criterion, Which mix is used")
     lam, index = mix
-    if value.shape[0] != index.shape[0]:
-        got = f"expected {name} to have the batch size of the mix, {index.shape[0]}, got {value.shape[0]}"
-        raise ValueError(f"{got}; a mix fits the batch that it was drawn for; {BATCH_FIRST}")
-    same_device = lam.device == value.device == index.device
-    return mix if same_device else Mix(lam.to(value.device), index.to(value.device))
+    _check_parts(lam, index)
+    if value.ndim == 0 or value.shape[0] != index.shape[0]:
+        expected = f"{name} to have the batch size of the mix first, {index.shape[0]}"
+        raise ValueError(f"expected {expected}, got shape {tuple(value.shape)}; see docs: Criterion, Which mix is used")
+    device = value.device
+    return mix if lam.device == device == index.device else Mix(lam.to(device), index.to(device))
 
 
-def _check_mix(mix: Mix) -> None:
-    lam, index = mix
+def _check_parts(lam: Any, index: Any) -> None:
+    """Raise unless both are tensors of the dtypes and shapes of a :class:`Mix`."""
     tensors = isinstance(lam, Tensor) and isinstance(index, Tensor)
-    if not tensors or not lam.is_floating_point() or index.dtype != torch.int64:
-        got = " and ".join(str(part.dtype) if isinstance(part, Tensor) else type(part).__name__ for part in mix)
-        fix = "as in Mix(torch.tensor(0.7), torch.tensor([1, 0]))"
-        raise TypeError(f"expected mix.lam to be a floating tensor and mix.index an int64 one, got {got}; {fix}")
-    is_map = lam.ndim > 2 and lam.shape[1] == 1 and lam.shape[0] in (1, *index.shape)
-    if index.ndim != 1 or not (lam.ndim == 0 or lam.shape == index.shape or is_map):
-        got = f"{tuple(index.shape)} and {tuple(lam.shape)}"
-        raise ValueError(f"expected mix.index of shape (B,), mix.lam of (), (B,) or (1 or B, 1, *spatial), got {got}")
+    kinds = tensors and lam.is_floating_point() and index.dtype == torch.int64
+    if kinds and index.ndim == 1 and (lam.ndim == 0 or lam.shape == index.shape or _is_map(lam, index.shape[0])):
+        return
+    got = [f"{part.dtype} {tuple(part.shape)}" if isinstance(part, Tensor) else kind_of(part) for part in (lam, index)]
+    expected = "mix.lam floating, (), (B,) or (1 or B, 1, *spatial), and mix.index int64, (B,)"
+    raise (ValueError if kinds else TypeError)(f"expected {expected}, got {got[0]} and {got[1]}")
+
+
+def _is_map(lam: Tensor, batch_size: int) -> bool:
+    """Whether ``lam`` has a weight per position, for all samples or for each."""
+    return lam.ndim > 2 and lam.shape[1] == 1 and lam.shape[0] in (1, batch_size)

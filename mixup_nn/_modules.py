@@ -7,10 +7,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from . import sampling
-from ._mix import Mix, check_tensor
+from ._mix import Mix, kind_of
 from .functional import mix_inputs
-
-Weights = Sequence[float]
 
 
 class Mixer(nn.Module):
@@ -19,10 +17,10 @@ class Mixer(nn.Module):
     .. math::
         \tilde x_i = \lambda_i x_i + (1 - \lambda_i)\, x_{\text{index}_i}
 
-    A subclass says how ``lam`` is drawn, by :meth:`sample_lam`, and nothing else. ``index`` is a uniformly random
-    cyclic permutation: no sample is its own partner. In training mode each call draws afresh and leaves what it
-    applied in :attr:`last_mix`, for :class:`MixUpCriterion`, which mixes the targets. In eval mode the module returns
-    its input itself, and there is no :attr:`last_mix`.
+    A subclass says how ``lam`` is drawn, by :meth:`sample_lam`, and may say who the partners are, by
+    :meth:`sample_index`. In training mode each call draws afresh and leaves what it applied in :attr:`last_mix`, for
+    :class:`MixUpCriterion`, which mixes the targets. In eval mode the module returns its input itself, and there is no
+    :attr:`last_mix`.
 
     It may stand anywhere: first in the model, between layers, after an embedding, after other transforms. It has no
     parameters, no buffers and an empty ``state_dict``, and no result depends on an earlier call. It compiles with
@@ -32,8 +30,7 @@ class Mixer(nn.Module):
         p: probability of mixing; otherwise ``lam`` is 1. One decision for each ``lam`` drawn: per batch or per sample.
 
     Raises:
-        TypeError: ``p`` is not a number; on call, an input that is not a dense floating-point tensor, or a ``mix`` that
-            is not a :class:`Mix`.
+        TypeError: on call, an input that is not a floating-point tensor, or a ``mix`` that is not a :class:`Mix`.
         ValueError: ``p`` is outside [0, 1]; on call, an input whose sizes do not fit the ``mix``.
         RuntimeError: on call in training mode, on a replica made by ``nn.DataParallel``.
 
@@ -58,12 +55,12 @@ class Mixer(nn.Module):
 
     @property
     def p(self) -> float:
-        """The probability of mixing. May be set at any time."""
+        """The probability of mixing. May be set at any time; 0 turns mixing off."""
         return self._p
 
     @p.setter
     def p(self, p: float) -> None:
-        self._p = sampling.check_p(p)  # a float, as an int would cost a graph
+        self._p = sampling.check_p(p)
 
     @property
     def last_mix(self) -> Mix | None:
@@ -83,31 +80,29 @@ class Mixer(nn.Module):
         """Draw ``lam`` for ``input``, on its device, in one of the shapes of :class:`Mix`. Subclasses override this."""
         raise NotImplementedError(f"{type(self).__name__} has no sample_lam(input), which draws lam")
 
+    def sample_index(self, input: Tensor) -> Tensor:
+        """Draw the partners, int64 of shape ``(B,)``: a random cycle, in which no sample is its own partner.
+
+        Override it for partners of your own. A :class:`RandomChoice` draws those of all its entries.
+        """
+        return sampling.cycle(input.shape[0], input.device)
+
     def sample(self, input: Tensor) -> Mix:
-        """Draw a mix for ``input``, in eval mode too. Override it for partners of your own, not in a RandomChoice."""
-        check_tensor("input", input)
-        return Mix(self._gated_lam(input, self.p), sampling.cycle(input.shape[0], input.device))
+        """Draw a mix for ``input``, in eval mode too. What overrides it answers for ``p`` itself."""
+        return Mix(self._gated_lam(input, self.p), self.sample_index(input))
 
     def _gated_lam(self, input: Tensor, p: float) -> Tensor:
-        """Draw ``lam``, and 1 in its place with probability ``1 - p``."""
-        lam = self.sample_lam(input)
-        if not isinstance(lam, Tensor):
-            got = f"{type(lam).__name__} from {type(self).__name__}"
-            raise TypeError(f"expected sample_lam to return a tensor, got a {got}; as in torch.tensor(lam)")
-        return sampling.gate(lam, p)
+        return sampling.gate(self.sample_lam(input), p)
 
     def forward(self, input: Tensor, mix: Mix | None = None) -> Tensor:
         """Return the mixed batch. A given ``mix`` is applied in training and eval mode alike."""
         if not self.training:
             return input if mix is None else mix_inputs(input, mix)
-        if "_is_replica" in self.__dict__:
-            raise RuntimeError(
-                f"{type(self).__name__} cannot train under nn.DataParallel: the draws of its replicas never reach the "
-                "criterion; use torch.nn.parallel.DistributedDataParallel"
-            )
+        if "_is_replica" in self.__dict__:  # made by nn.DataParallel: the criterion would follow an earlier draw
+            raise RuntimeError("expected no replicas in training, got nn.DataParallel; use DistributedDataParallel")
         mix = self.sample(input) if mix is None else mix
         mixed = mix_inputs(input, mix)
-        self._last_mix = mix
+        object.__setattr__(self, "_last_mix", mix)  # what nn.Module does takes as long as an operation
         return mixed
 
     def extra_repr(self) -> str:
@@ -118,7 +113,25 @@ class Mixer(nn.Module):
         return {**super().__getstate__(), "_last_mix": None}  # type: ignore[no-untyped-call]
 
 
-class MixUp(Mixer):
+class _BetaMixer(Mixer):
+    """What MixUp and CutMix share: the parameter of the Beta distribution, and one draw per batch or per sample."""
+
+    def __init__(self, alpha: float, p: float, per_sample: bool) -> None:
+        super().__init__(p=p)
+        self.alpha = alpha
+        self.per_sample = per_sample
+
+    @property
+    def alpha(self) -> float:
+        """The parameter of the Beta distribution. May be set at any time."""
+        return self._alpha
+
+    @alpha.setter
+    def alpha(self, alpha: float) -> None:
+        self._alpha = sampling.check_alpha(alpha)
+
+
+class MixUp(_BetaMixer):
     r"""Trains on convex combinations of the samples of a batch, as in *mixup: Beyond Empirical Risk Minimization*.
 
     .. math::
@@ -140,7 +153,6 @@ class MixUp(Mixer):
         - output: like the input, in shape, dtype, device and memory format.
 
     Raises:
-        TypeError: ``alpha`` is not a number.
         ValueError: ``alpha`` is negative or not finite.
 
     Example:
@@ -160,25 +172,14 @@ class MixUp(Mixer):
     """
 
     def __init__(self, alpha: float = 0.2, *, p: float = 1.0, per_sample: bool = False) -> None:
-        super().__init__(p=p)
-        self.alpha = alpha
-        self.per_sample = per_sample
-
-    @property
-    def alpha(self) -> float:
-        """The parameter of the Beta distribution. May be set at any time."""
-        return self._alpha
-
-    @alpha.setter
-    def alpha(self, alpha: float) -> None:
-        self._alpha = sampling.check_alpha(alpha)
+        super().__init__(alpha, p, per_sample)
 
     def sample_lam(self, input: Tensor) -> Tensor:
         """Draw ``lam`` as :func:`sampling.sample_mixup` does, before the gate of ``p``."""
         return sampling.mixup_lam(input.shape[:1] if self.per_sample else (), self.alpha, input.device)
 
 
-class CutMix(Mixer):
+class CutMix(_BetaMixer):
     r"""Replaces a box of each sample by that of its partner, as in the CutMix paper.
 
     .. math::
@@ -206,9 +207,8 @@ class CutMix(Mixer):
         - output: like the input, in shape, dtype, device and memory format.
 
     Raises:
-        TypeError: ``alpha`` or ``spatial_dims`` is not a number.
         ValueError: ``alpha`` is negative or not finite, or ``spatial_dims`` is not 1, 2 or 3; on call, an input without
-            one to three spatial dimensions, with three and no ``spatial_dims``, or with an empty one.
+            one to three spatial dimensions, with fewer than ``spatial_dims``, or with three and no ``spatial_dims``.
 
     Example:
         >>> import torch
@@ -224,19 +224,8 @@ class CutMix(Mixer):
     def __init__(
         self, alpha: float = 1.0, *, p: float = 1.0, per_sample: bool = False, spatial_dims: int | None = None
     ) -> None:
-        super().__init__(p=p)
-        self.alpha = alpha
-        self.per_sample = per_sample
+        super().__init__(alpha, p, per_sample)
         self.spatial_dims = sampling.check_spatial_dims(spatial_dims)
-
-    @property
-    def alpha(self) -> float:
-        """The parameter of the Beta distribution. May be set at any time."""
-        return self._alpha
-
-    @alpha.setter
-    def alpha(self, alpha: float) -> None:
-        self._alpha = sampling.check_alpha(alpha)
 
     def sample_lam(self, input: Tensor) -> Tensor:
         """Draw ``lam`` as :func:`sampling.sample_cutmix` does, before the gate of ``p``."""
@@ -256,7 +245,7 @@ class RandomChoice(Mixer):
         mixers: the mixers to choose from, at least one. Each keeps its own ``p`` and ``per_sample``; one that is in
             eval mode while the choice trains leaves unmixed what chooses it.
         weights: relative weight of each mixer, numbers >= 0 as in ``random.choices``; equal if not given.
-        p: probability of mixing at all.
+        p: probability of mixing at all, decided as often as is chosen.
         per_sample: choose for each sample instead of once per batch. A mixer without ``per_sample`` of its own still
             draws one ``lam`` for all samples that choose it.
 
@@ -267,9 +256,9 @@ class RandomChoice(Mixer):
         - output: like the input, in shape, dtype, device and memory format.
 
     Raises:
-        TypeError: an entry of ``mixers`` is not a :class:`Mixer`, or has a ``sample`` or ``forward`` of its own, which
-            a choice would never call.
-        ValueError: no mixers; ``weights`` of another length, with a negative number, or without a positive one.
+        TypeError: ``mixers`` is not a list, or one of them is not a :class:`Mixer` or has a ``sample``,
+            ``sample_index`` or ``forward`` of its own, which a choice would never call.
+        ValueError: ``weights`` of another length, with a negative number, or without a positive one.
 
     Example:
         >>> import torch
@@ -280,48 +269,56 @@ class RandomChoice(Mixer):
     """
 
     def __init__(
-        self, mixers: Iterable[Mixer], weights: Weights | None = None, *, p: float = 1.0, per_sample: bool = False
+        self,
+        mixers: Iterable[Mixer],
+        weights: Sequence[float] | None = None,
+        *,
+        p: float = 1.0,
+        per_sample: bool = False,
     ) -> None:
-        if isinstance(p, Sequence):
-            raise TypeError(f"expected p to be the probability of mixing, got {p}; give those of the mixers as weights")
         super().__init__(p=p)
-        self.mixers = nn.ModuleList(_check_entry(mixer) for mixer in mixers)
-        if not self.mixers:
-            raise ValueError("expected at least one mixer, got none")
+        if not isinstance(mixers, Iterable):
+            raise TypeError(
+                f"expected a list of mixers, got {kind_of(mixers)}; as in RandomChoice([MixUp(), CutMix()])"
+            )
+        self.mixers = nn.ModuleList(_checked_entry(mixer) for mixer in mixers)
         self.weights = weights
         self.per_sample = per_sample
+
+    alpha = property()  # or a schedule would set it in vain: the mixers have one each
 
     @property
     def weights(self) -> tuple[float, ...]:
         """The relative weight of each mixer. May be set at any time; None stands for equal weights."""
-        return self._weights
+        return (1.0,) * len(self.mixers) if self._weights is None else self._weights
 
     @weights.setter
-    def weights(self, weights: Weights | None) -> None:
-        expected = f"{len(self.mixers)} numbers >= 0, one for each mixer and not all of them 0"
-        given = [1.0] * len(self.mixers) if weights is None else weights if isinstance(weights, Iterable) else [weights]
-        checked = tuple(sampling.check_number("weights", weight, 0, math.inf, expected) for weight in given)
-        if len(checked) != len(self.mixers) or not 0 < sum(checked) < math.inf:
-            raise ValueError(f"expected weights to be {expected}, got {tuple(given)}")
-        self._weights = checked
+    def weights(self, weights: Sequence[float] | None) -> None:
+        self._weights = None if weights is None else self._checked_weights(weights)
 
-    def _refuse_alpha(self, value: float) -> None:
-        raise AttributeError(f"a RandomChoice has no alpha, got {value}; set that of a mixer: choice.mixers[0].alpha")
-
-    alpha = property(fset=_refuse_alpha)  # or a schedule sets it in vain
+    def _checked_weights(self, weights: Sequence[float]) -> tuple[float, ...]:
+        numbers = tuple(float(weight) for weight in weights)
+        if len(numbers) != len(self.mixers) or min(numbers) < 0 or not 0 < sum(numbers) < math.inf:
+            expected = f"{len(self.mixers)} numbers >= 0, one for each mixer and not all of them 0"
+            raise ValueError(f"expected weights to be {expected}, got {numbers}")
+        return numbers
 
     def sample_lam(self, input: Tensor) -> Tensor:
         """Draw the ``lam`` of every mixer, and pick one of them; one in eval mode leaves unmixed what chooses it."""
-        mixers: Iterable[Any] = self.mixers
+        mixers = [_checked_entry(mixer) for mixer in self.mixers]
+        weights = self._checked_weights(self.weights)  # there may be more mixers now
         lams = [mixer._gated_lam(input, mixer.p if mixer.training or not self.training else 0.0) for mixer in mixers]
-        return sampling.choose(lams, self.weights, input.shape[0] if self.per_sample else None)
+        return sampling.choose(lams, weights, input.shape[0] if self.per_sample else None)
+
+    def _gated_lam(self, input: Tensor, p: float) -> Tensor:
+        return sampling.gate(self.sample_lam(input), p, input.shape[:1] if self.per_sample else ())
 
 
-def _check_entry(mixer: object) -> Mixer:
-    """Return ``mixer``; raise unless a :class:`RandomChoice` can choose it by its ``lam`` alone."""
+def _checked_entry(mixer: object) -> Mixer:
+    """``mixer``, which a :class:`RandomChoice` can choose by its ``lam`` alone."""
     kind: Any = type(mixer)
-    if not isinstance(mixer, Mixer) or (kind.sample, kind.forward) != (Mixer.sample, Mixer.forward):
-        got = f"the class {mixer.__name__}" if isinstance(mixer, type) else type(mixer).__name__
-        fix = "a choice calls neither, and draws by sample_lam"
-        raise TypeError(f"expected Mixer modules without a sample or forward of their own, got {got}; {fix}")
+    own = (Mixer.sample, Mixer.sample_index, Mixer.forward)
+    if not isinstance(mixer, Mixer) or (kind.sample, kind.sample_index, kind.forward) != own:
+        expected = "Mixer modules with no sample, sample_index or forward of their own"
+        raise TypeError(f"expected {expected}, got {kind_of(mixer)}; see docs: Guide, Mixers of your own")
     return mixer

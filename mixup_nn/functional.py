@@ -5,7 +5,7 @@ from einops import rearrange
 from torch import Tensor
 
 from ._losses import mix_cross_entropy, mix_loss
-from ._mix import Mix, align, append_dims, check_tensor, input_mix, target_mix
+from ._mix import Mix, align, input_mix, target_mix
 from .sampling import sample_mixup
 
 __all__ = ["mix_cross_entropy", "mix_inputs", "mix_loss", "mix_targets", "mixup_batch"]
@@ -32,8 +32,8 @@ def mix_inputs(input: Tensor, mix: Mix) -> Tensor:
         The mixed batch; shape, dtype, device and memory format of ``input``, and differentiable in it and in ``lam``.
 
     Raises:
-        TypeError: ``input`` is not a dense floating-point tensor, or ``mix`` is not a :class:`~mixup_nn.Mix`.
-        ValueError: ``input`` has no batch dimension, or sizes other than those of the mix.
+        TypeError: ``input`` is not a floating-point tensor, or ``mix`` is not a :class:`~mixup_nn.Mix`.
+        ValueError: ``input`` has sizes other than those of the mix.
 
     Example:
         >>> import torch
@@ -62,7 +62,7 @@ def mix_targets(target: Tensor, mix: Mix, num_classes: int | None = None) -> Ten
         target: dense floating targets of shape ``(B, *)``, or class indices of shape ``(B, *)`` and an integer dtype,
             which become one-hot probabilities of shape ``(B, C, *)`` first.
         mix: the draw that mixed the inputs.
-        num_classes: ``C``, at least 2; needed for class indices, without effect on dense targets.
+        num_classes: ``C``; needed for class indices, without effect on dense targets.
 
     Returns:
         Dense targets. Floating ones keep their shape and dtype; class indices give ``(B, C, *)`` in the dtype of
@@ -71,9 +71,10 @@ def mix_targets(target: Tensor, mix: Mix, num_classes: int | None = None) -> Ten
         its denominator.
 
     Raises:
-        TypeError: ``target`` is bool, complex or not a dense tensor, or ``mix`` is not a :class:`~mixup_nn.Mix`.
-        ValueError: class indices without ``num_classes``, with a single class, or, in eager mode on the CPU, one that
-            is not below it; sizes other than those of the mix.
+        TypeError: ``target`` is not a tensor, is bool, or holds class indices without ``num_classes``; ``mix`` is not a
+            :class:`~mixup_nn.Mix`.
+        ValueError: a shape that does not fit the mix.
+        RuntimeError: a class index that is not below ``num_classes``, raised by torch.
 
     Example:
         >>> import torch
@@ -86,24 +87,17 @@ def mix_targets(target: Tensor, mix: Mix, num_classes: int | None = None) -> Ten
     lam, index = target_mix(target, mix)
     if not target.is_floating_point():
         target = one_hot(target, num_classes, lam.dtype)
-    return _mixed(target, align(lam, target), index)
+    return _mixed(target, lam, index)
 
 
 def one_hot(target: Tensor, num_classes: int | None, dtype: torch.dtype) -> Tensor:
     """Class indices ``(B, *)`` as probabilities ``(B, C, *)``; a negative index is a row of zeros."""
-    if target.dtype == torch.bool or target.is_complex():
-        raise TypeError(f"expected floating targets or integer class indices, got {target.dtype}; as in target.float()")
-    if num_classes is None:
-        raise ValueError(f"expected num_classes with class indices, got None with {target.dtype} targets")
-    target = target.long()  # a byte would be compared with the number of classes as a byte
-    if num_classes == 1:  # 0 would become 1, and 1 a row of zeros: the labels inverted
-        fix = "labels of 0 and 1 for one logit are floats of its shape, as in target.float().unsqueeze(1)"
-        raise ValueError(f"expected at least two classes for class indices, got 1; {fix}")
-    if _is_readable(target) and (target >= num_classes).any():
-        got = f"{target.max().item()}; give ignored targets a negative index"
-        raise ValueError(f"expected class indices below num_classes, {num_classes}, got {got}")
-    classes = append_dims(torch.arange(num_classes, device=target.device), target.ndim)
-    return (rearrange(target, "b ... -> b 1 ...") == classes).to(dtype)
+    if target.dtype == torch.bool or num_classes is None:
+        expected = "floating targets, or integer class indices with num_classes"
+        raise TypeError(f"expected {expected}, got {target.dtype} with {num_classes}; see docs: Criterion, Targets")
+    index = rearrange(target.long(), "b ... -> b 1 ...")
+    zeros = torch.zeros((*target.shape[:1], num_classes, *target.shape[1:]), dtype=dtype, device=target.device)
+    return zeros.scatter(1, index.clamp(min=0), (index >= 0).to(dtype))
 
 
 def mixup_batch(input: Tensor, target: Tensor, alpha: float = 0.2) -> tuple[Tensor, Tensor, Tensor]:
@@ -124,8 +118,8 @@ def mixup_batch(input: Tensor, target: Tensor, alpha: float = 0.2) -> tuple[Tens
         ``(input_mixed, target_permuted, mixing)``; ``mixing`` is a float32 tensor of shape ``()``.
 
     Raises:
-        TypeError: ``input`` is not a floating-point tensor, ``target`` not a tensor, or ``alpha`` not a number.
-        ValueError: ``alpha`` is negative or not finite; no batch dimension, or two of different size.
+        TypeError: ``input`` is not a floating-point tensor, or ``target`` not a tensor.
+        ValueError: ``alpha`` is negative or not finite, or the two have different batch sizes.
 
     Example:
         >>> import torch
@@ -142,14 +136,13 @@ def mixup_batch(input: Tensor, target: Tensor, alpha: float = 0.2) -> tuple[Tens
         >>> X_mixed, y_perm, mixing = mixup_batch(X, y, alpha=0.2)
         >>> loss = cross_entropy(model(X_mixed), (1 - mixing) * y + mixing * y_perm)
     """
-    check_tensor("input", input)
     mix = sample_mixup(input.shape[0], alpha, device=input.device)
-    return mix_inputs(input, mix), target[target_mix(target, mix).index], 1 - mix.lam
+    return mix_inputs(input, mix), target.index_select(0, target_mix(target, mix).index), 1 - mix.lam
 
 
 def _mixed(value: Tensor, lam: Tensor, index: Tensor) -> Tensor:
     """The formula, in place on the gathered partners: a pass and an allocation less than ``torch.lerp``."""
-    lam = lam.to(value.dtype)
+    lam = align(lam, value)
     # index_select copies whole samples, many times faster than value[index], but keeps no memory format: samples in
     # channels_last are mixed as the contiguous tensor that they are. The view comes last, or backward copies it twice.
     if value.ndim > 2 and value.stride(1) == 1 and value.stride(-1) == value.shape[1]:
@@ -167,10 +160,3 @@ def _channels_last(lam: Tensor, value: Tensor) -> Tensor:
     if lam.shape[0] == 1:  # the CPU is slow to broadcast along channels that lie side by side
         lam = lam.expand(1, value.shape[1], *value.shape[2:])
     return lam.movedim(1, -1).contiguous()
-
-
-def _is_readable(value: Tensor) -> bool:
-    """Whether values can be read without a host synchronisation, a graph break or a transform in the way."""
-    eager = value.is_cpu and type(value) is Tensor and not torch.compiler.is_compiling()  # a FakeTensor has no values
-    # vmap refuses a branch on values; torch has no public name for its wrapped tensors.
-    return eager and not torch._C._functorch.is_functorch_wrapped_tensor(value)

@@ -5,7 +5,6 @@ import sys
 from collections.abc import Sequence
 from functools import reduce
 from itertools import accumulate
-from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -44,7 +43,6 @@ def sample_beta(
         float32 tensor of the given shape, values in [0, 1].
 
     Raises:
-        TypeError: ``alpha`` is not a number.
         ValueError: ``alpha`` is not finite or not above 0.
 
     Example:
@@ -85,7 +83,6 @@ def sample_mixup(
         generator: source of randomness; eager mode only, as a ``torch.Generator`` cannot enter a compiled graph.
 
     Raises:
-        TypeError: ``batch_size`` is not an integer; ``alpha`` or ``p`` is not a number.
         ValueError: ``alpha`` is negative or not finite, or ``p`` is outside [0, 1].
 
     Example:
@@ -98,10 +95,8 @@ def sample_mixup(
     Reference:
         https://arxiv.org/abs/1710.09412
     """
-    if not isinstance(batch_size, (Integral, torch.SymInt)):
-        raise TypeError(f"expected batch_size to be an integer, got {type(batch_size).__name__}; as in len(x)")
     lam = mixup_lam((batch_size,) if per_sample else (), check_alpha(alpha), device, generator)
-    return Mix(gate(lam, check_p(p), generator), cycle(batch_size, device, generator))
+    return Mix(gate(lam, check_p(p), generator=generator), cycle(batch_size, device, generator))
 
 
 def sample_cutmix(
@@ -132,9 +127,8 @@ def sample_cutmix(
         generator: source of randomness; eager mode only, as a ``torch.Generator`` cannot enter a compiled graph.
 
     Raises:
-        TypeError: ``shape`` is not a sequence; ``alpha``, ``p`` or ``spatial_dims`` is not a number.
-        ValueError: ``shape`` does not have one to three spatial dimensions, or has three and no ``spatial_dims`` is
-            given, or an empty one; ``alpha`` is negative or not finite, or ``p`` is outside [0, 1].
+        ValueError: ``shape`` does not have one to three spatial dimensions, or has fewer than ``spatial_dims``, or
+            three and no ``spatial_dims`` is given; ``alpha`` is negative or not finite, or ``p`` is outside [0, 1].
 
     Example:
         >>> import torch
@@ -147,10 +141,8 @@ def sample_cutmix(
         S. Yun, D. Han, S. J. Oh, S. Chun, J. Choe, Y. Yoo, *CutMix: Regularization Strategy to Train Strong
         Classifiers with Localizable Features*, ICCV 2019, https://arxiv.org/abs/1905.04899
     """
-    if not isinstance(shape, Sequence):
-        raise TypeError(f"expected shape to be a sequence of sizes, got {type(shape).__name__}; as in x.shape")
     lam = cutmix_lam(shape, check_alpha(alpha), per_sample, check_spatial_dims(spatial_dims), device, generator)
-    return Mix(gate(lam, check_p(p), generator), cycle(shape[0], device, generator))
+    return Mix(gate(lam, check_p(p), generator=generator), cycle(shape[0], device, generator))
 
 
 # What a mix is drawn from: the mixers join these too. Their arguments are checked where the user sets them.
@@ -170,7 +162,7 @@ def cutmix_lam(
     spatial = _cut_sizes(shape, spatial_dims)
     samples = (shape[0] if per_sample else 1,) + (1,) * (len(shape) - 1)
     u, v, *centers = _uniform((2 + len(spatial), *samples), device, generator).unbind()
-    side = (1 - _beta(u, v, alpha)).pow(1 / len(spatial))
+    side = _beta(u, v, alpha, plain=0.0).pow(1 / len(spatial))  # 1 - lam has the distribution of lam
     distances = []  # from the centre to the middle of each pixel, on a scale of 2 for each side of the sample
     for axis, (size, center) in enumerate(zip(spatial, centers, strict=True)):
         middles = torch.arange(1, 2 * size, 2, dtype=torch.float32, device=u.device) / size
@@ -179,11 +171,12 @@ def cutmix_lam(
     return (reduce(torch.maximum, distances) >= side).float()
 
 
-def gate(lam: Tensor, p: float, generator: Generator = None) -> Tensor:
-    """``lam`` with probability ``p``, else 1; one decision for each entry of its first dimension."""
+def gate(lam: Tensor, p: float, decisions: Sequence[int] | None = None, generator: Generator = None) -> Tensor:
+    """``lam`` with probability ``p``, else 1; a decision for each entry of its first dimension, or of ``decisions``."""
     if not torch.compiler.is_compiling() and p == 1:  # as in _beta
         return lam
-    uniform = _uniform(lam.shape[:1] + (1,) * (lam.ndim - 1), lam.device, generator)
+    shape = lam.shape[:1] if decisions is None else decisions
+    uniform = append_dims(_uniform(shape, lam.device, generator), max(lam.ndim, 1))
     return torch.where(uniform < p, lam, 1)
 
 
@@ -199,20 +192,24 @@ def choose(lams: Sequence[Tensor], weights: Sequence[float], batch_size: int | N
 
 def cycle(batch_size: int, device: Device = None, generator: Generator = None) -> Tensor:
     """A uniformly random cyclic permutation: the samples in random order, the partner of each is the next."""
-    # argsort(rand) rather than randperm, whose use as an index crashes Inductor in torch 2.13 (pytorch#183988);
-    # cat rather than roll, which cannot take the unbacked batch size of a selection such as x[mask].
-    order = _uniform((batch_size,), device, generator).argsort()
+    if torch.compiler.is_compiling():
+        # An index by randperm crashes Inductor of torch 2.13 (pytorch#183988), and roll cannot take the unbacked batch
+        # size of a selection such as x[mask].
+        order = _uniform((batch_size,), device, generator).argsort()
+        following = torch.cat((order[1:], order[:1]))
+    else:
+        order = torch.randperm(batch_size, device=device, generator=generator)
+        following = order.roll(-1)
     # index_copy_ rather than scatter, which Inductor leaves to ATen on CUDA where it fuses this one.
-    return torch.empty_like(order).index_copy_(0, order, torch.cat((order[1:], order[:1])))
+    return torch.empty_like(order).index_copy_(0, order, following)
 
 
 def check_number(name: str, value: float, low: float, high: float, meaning: str) -> float:
-    """Return ``value`` as a float; raise unless it is a real number in ``[low, high]``."""
-    if not isinstance(value, Real):
-        raise TypeError(f"expected {name} to be a number, got {type(value).__name__}")
-    if not low <= float(value) <= high:
+    """Return ``value`` as a float, as an int would cost a graph; raise unless it is in ``[low, high]``."""
+    number = float(value)
+    if not low <= number <= high:
         raise ValueError(f"expected {name} to be {meaning}, got {value}")
-    return float(value)
+    return number
 
 
 def check_alpha(alpha: float) -> float:
@@ -227,32 +224,32 @@ def check_p(p: float) -> float:
 
 def check_spatial_dims(spatial_dims: int | None) -> int | None:
     """Return ``spatial_dims``; raise unless it is a number of dimensions, or not given."""
-    if spatial_dims not in (None, 1, 2, 3):
+    if spatial_dims not in (None, 1, 2, 3) or isinstance(spatial_dims, float):
         raise ValueError(f"expected spatial_dims to be 1, 2 or 3, got {spatial_dims!r}")
     return spatial_dims
 
 
 def _cut_sizes(shape: Sequence[int], spatial_dims: int | None) -> Sequence[int]:
     """The sizes along which a box is cut: the last ``spatial_dims`` of ``shape``, or all of one or two."""
-    ndim, got = len(shape) - 2, tuple(shape)
-    if not 1 <= ndim <= 3:
-        expected = "inputs of shape (B, C, *spatial) with one to three spatial dimensions"
-        raise ValueError(f"expected {expected}, got {got}; CutMix needs positions, MixUp does not")
+    ndim = len(shape) - 2
+    cut = ndim if spatial_dims is None else spatial_dims
+    if not 1 <= cut <= ndim <= 3:
+        expected = "inputs (B, C, *spatial), 1 to 3 spatial dimensions and at most as many spatial_dims"
+        raise ValueError(f"expected {expected}, got {tuple(shape)} and {spatial_dims}; see docs: Guide, Where")
     if spatial_dims is None and ndim == 3:
-        fix = "3 cuts a box out of a volume, (B, C, D, H, W), 2 one box through all frames of a clip, (B, C, T, H, W)"
-        raise ValueError(f"expected spatial_dims for inputs of five dimensions, got None with {got}; {fix}")
-    cut = shape[-(ndim if spatial_dims is None else spatial_dims) :]
-    if len(cut) > ndim or 0 in cut:
-        raise ValueError(f"expected inputs of {len(cut)} spatial dimensions or more, none of size 0, got {got}")
-    return cut
+        fix = "3 cuts a box out of a volume, 2 one box through all frames of a clip"
+        raise ValueError(f"expected spatial_dims for inputs of five dimensions, {tuple(shape)}, got None; {fix}")
+    return shape[-cut:]
 
 
-def _beta(u: Tensor, v: Tensor, alpha: float) -> Tensor:
+def _beta(u: Tensor, v: Tensor, alpha: float, plain: float = 1.0) -> Tensor:
+    """Beta(alpha, alpha) from two uniform numbers; ``plain`` where ``alpha`` is 0."""
     t = torch.expm1(torch.log(u) / -alpha).sqrt() * torch.cos(2 * math.pi * v)
-    lam = torch.sigmoid(2 * torch.asinh(t))  # 1/2 + t / (2 sqrt(1 + t^2)), without its cancellation near 0
+    half = torch.asinh(t)  # in eager mode a number in an operation, as in 2 * half, takes as long as two of them
+    lam = torch.sigmoid(half + half)  # 1/2 + t / (2 sqrt(1 + t^2)), without its cancellation near 0
     if torch.compiler.is_compiling() or alpha == 0:
         # A compiled graph always compares, and compares tensors: a branch on a number asks for one more graph.
-        lam = torch.where(torch.zeros_like(lam) < alpha, lam, 1)
+        lam = torch.where(torch.zeros_like(lam) < alpha, lam, plain)
     return lam
 
 
