@@ -51,6 +51,7 @@ LIVES: dict[str, Callable[[], Mixer]] = {
     "choice_of_subclass": lambda: RandomChoice([Same(1.0), CutMix(1.0)]),
     "subclass": lambda: Same(1.0),
     "own_lam": Uniform,
+    "own_index": lambda: Mirrored(1.0, per_sample=True),
 }
 COPIES = (copy.deepcopy, through_pickle, through_torch_save)
 sizes, flags = st.sampled_from((2, 3, 4)), st.booleans()
@@ -320,13 +321,10 @@ class Life(stateful.RuleBasedStateMachine):
         assert [name for name, _ in self.criterion.named_modules()] == ["", "loss"]
 
 
-late = pytest.param("own_index", marks=pytest.mark.xfail(strict=True, reason="Mixer has no hook sample_index yet"))
-
-
-@pytest.mark.parametrize("name", [*LIVES, late])
+@pytest.mark.parametrize("name", LIVES)
 def test_any_order_of_events_uses_the_mix_that_is_meant(name: str) -> None:
     class Lived(Life):
-        make = staticmethod(LIVES.get(name, lambda: Mirrored(1.0, per_sample=True)))
+        make = staticmethod(LIVES[name])
 
     examples = settings(max_examples=settings().max_examples // 4, stateful_step_count=25)
     stateful.run_state_machine_as_test(Lived, settings=examples)
