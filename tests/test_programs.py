@@ -222,6 +222,12 @@ def test_losses_are_the_oracle_with_gradients(program: Program) -> None:
     check_program(program)
 
 
+@settings(max_examples=3 * settings().max_examples)
+@given(programs(kinds=[kind for kind in KINDS if kind.module is nn.CrossEntropyLoss], forms=["module"]))
+def test_cross_entropy_is_the_oracle_with_gradients(program: Program) -> None:
+    check_program(program)
+
+
 @pytest.mark.xfail(strict=True, reason=PARTIAL_LOGS)
 @given(programs().filter(lambda program: not sees_logs(program)))
 def test_logarithms_are_kept_apart_in_a_partial(program: Program) -> None:
