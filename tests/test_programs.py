@@ -202,6 +202,12 @@ def test_losses_are_the_oracle_with_gradients(program: Program) -> None:
     check_program(program)
 
 
+@settings(max_examples=3 * settings().max_examples)
+@given(programs(kinds=[kind for kind in KINDS if kind.module is nn.CrossEntropyLoss], forms=["module"]))
+def test_cross_entropy_is_the_oracle_with_gradients(program: Program) -> None:
+    check_program(program)
+
+
 def moved(program: Program) -> Program:
     return program._replace(
         output=program.output.to("meta"), target=program.target.to("meta"), mix=on_meta(program.mix)
