@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from fractions import Fraction
 from functools import cache, partial
@@ -138,10 +139,10 @@ class Program(nn.Module):
 
 
 def program(source: str, draws: Sequence[Draw], *inputs: Tensor, dynamic: bool = False) -> Callable[..., Any]:
-    """What draws them all: in eager mode, compiled by Inductor, or exported."""
+    """What draws them all: in eager mode, compiled, or exported."""
     torch.manual_seed(0)
     module = Program(draws)
-    if source == "compiled":
+    if source == "inductor":
         torch._dynamo.reset()
         return torch.compile(module, fullgraph=True, dynamic=dynamic)
     if source == "exported":
@@ -150,53 +151,69 @@ def program(source: str, draws: Sequence[Draw], *inputs: Tensor, dynamic: bool =
     return module
 
 
-@pytest.fixture(scope="module", params=("eager", "compiled", "exported"))
-def source(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+def repeated(source: str, drawer: Callable[..., Any], times: int, input: Tensor) -> list[Mix]:
+    """That many draws, stacked: vmap makes them at once where it can, as eager operations are slow."""
+    if source == "inductor" or (source == "exported" and input.ndim == 2):  # sizes of which export knows nothing
+        calls = [drawer(input) for _ in range(times)]
+        return [Mix(*map(torch.stack, zip(*draws, strict=True))) for draws in zip(*calls, strict=True)]
+    with warnings.catch_warnings(action="ignore"):  # index_copy_ has no rule of its own
+        stacked = torch.vmap(drawer, randomness="different")(input.expand(times, *input.shape))
+    return [Mix(*mix) for mix in stacked]
+
+
+def each_source(names: Iterable[Any], inductor: Iterable[Any], today: Container[Any] = ()) -> pytest.MarkDecorator:
+    """Parametrise over programs and their draws; Inductor, which takes long to compile, has few of them."""
+    cases = [(source, name) for source in ("eager", "exported") for name in names]
+    cases += [("inductor", name) for name in inductor]
+    xfail = pytest.mark.xfail(strict=True)
+    marked = [pytest.param(*case, marks=xfail if case[1] in today else ()) for case in cases]
+    return pytest.mark.parametrize("source, name", marked)
 
 
 MANY = 20_000
 VIDEO, IMAGE, SOUND = (MANY, 1, 3, 4, 5), (MANY, 2, 6, 9), (MANY, 1, 7)
 BETAS: dict[str, tuple[float, float, Callable[[Tensor], Mix]]] = {
     **{f"alpha {a}": (a, 1.0, MixUp(a, per_sample=True).sample) for a in (0.001, 1.0, 1000.0)},
-    "default": (0.2, 1.0, MixUp(per_sample=True).sample),
-    "gated": (8.0, 0.3, MixUp(8.0, p=0.3, per_sample=True).sample),
-    "function": (0.2, 0.6, lambda x: sample_mixup(x.shape[0], 0.2, p=0.6, per_sample=True)),
-    "beta": (0.1, 1.0, lambda x: Mix(sample_beta(0.1, (x.shape[0],)), sample_mixup(x.shape[0]).index)),
-    "of a choice": (8.0, 0.5, RandomChoice([MixUp(8.0, per_sample=True)], p=0.5, per_sample=True).sample),
-    "of two": (2.0, 0.7, RandomChoice([MixUp(2.0, p=0.7, per_sample=True)] * 2, (1, 3), per_sample=True).sample),
+    "beta": (0.2, 1.0, MixUp(per_sample=True).sample),
+    "gated beta": (8.0, 0.3, MixUp(8.0, p=0.3, per_sample=True).sample),
+    "beta of the function": (0.2, 0.6, lambda x: sample_mixup(x.shape[0], 0.2, p=0.6, per_sample=True)),
+    "sample_beta": (0.1, 1.0, lambda x: Mix(sample_beta(0.1, (x.shape[0],)), sample_mixup(x.shape[0]).index)),
+    "beta of a choice": (8.0, 0.5, RandomChoice([MixUp(8.0, per_sample=True)], p=0.5, per_sample=True).sample),
+    "beta of two": (2.0, 0.7, RandomChoice([MixUp(2.0, p=0.7, per_sample=True)] * 2, (1, 3), per_sample=True).sample),
 }
 # The alpha, the p, which of the inputs, and the draw.
 BOXES: dict[str, tuple[float, float, int, Callable[[Tensor], Mix]]] = {
-    "default": (1.0, 1.0, 1, CutMix(per_sample=True).sample),
-    "gated": (8.0, 0.3, 1, CutMix(8.0, p=0.3, per_sample=True).sample),
-    "function": (0.2, 0.8, 1, lambda x: sample_cutmix(x.shape, 0.2, p=0.8, per_sample=True)),
+    "image": (1.0, 1.0, 1, CutMix(per_sample=True).sample),
+    "gated image": (8.0, 0.3, 1, CutMix(8.0, p=0.3, per_sample=True).sample),
+    "image of the function": (0.2, 0.8, 1, lambda x: sample_cutmix(x.shape, 0.2, p=0.8, per_sample=True)),
     "sound": (1.0, 1.0, 2, CutMix(per_sample=True).sample),
     "volume": (1.0, 1.0, 0, CutMix(per_sample=True, spatial_dims=3).sample),
     "frames": (1.0, 1.0, 0, CutMix(per_sample=True, spatial_dims=2).sample),
     "columns": (0.5, 1.0, 1, CutMix(0.5, per_sample=True, spatial_dims=1).sample),
-    "of a choice": (1.0, 0.5, 1, RandomChoice([CutMix(per_sample=True)] * 2, p=0.5, per_sample=True).sample),
+    "image of a choice": (1.0, 0.5, 1, RandomChoice([CutMix(per_sample=True)] * 2, p=0.5, per_sample=True).sample),
 }
 
 
 @cache
-def large(source: str) -> dict[str, Mix]:
+def large(source: str) -> dict[str, Any]:
     """One draw for a large batch of each of ``BETAS`` and ``BOXES``."""
+    if source == "inductor":
+        return dict(zip(FUSED, fused()(torch.empty(IMAGE)), strict=True))
     inputs = [torch.empty(shape) for shape in (VIDEO, IMAGE, SOUND)]
-    draws = {f"beta {name}": (1, draw) for name, (*_, draw) in BETAS.items()}
-    draws |= {f"box {name}": (which, draw) for name, (*_, which, draw) in BOXES.items()}
+    draws = {name: (1, draw) for name, (*_, draw) in BETAS.items()}
+    draws |= {name: (which, draw) for name, (*_, which, draw) in BOXES.items()}
 
     def of(which: int, draw: Draw) -> Draw:
         return lambda *inputs: draw(inputs[which])
 
     drawn = program(source, [of(*item) for item in draws.values()], *inputs)(*inputs)
-    return {name: Mix(*mix) for name, mix in zip(draws, drawn, strict=True)}
+    return dict(zip(draws, drawn, strict=True))
 
 
-@pytest.mark.parametrize("name", BETAS)
+@each_source(BETAS, ["alpha 0.001"])
 def test_weights_follow_beta_behind_their_gate(source: str, name: str) -> None:
     alpha, p, _ = BETAS[name]
-    lam, index = large(source)[f"beta {name}"]
+    lam, index = large(source)[name]
     assert lam.shape == index.shape == (MANY,)
     assert_beta(lam, alpha, p)
     codes = (lam * 8).floor().numpy()
@@ -204,10 +221,10 @@ def test_weights_follow_beta_behind_their_gate(source: str, name: str) -> None:
     assert_independent(codes, index.numpy() * 8 // MANY)
 
 
-@pytest.mark.parametrize("name", BOXES)
+@each_source(BOXES, ["gated image"])
 def test_boxes_follow_the_law_of_the_paper(source: str, name: str) -> None:
     alpha, p, which, _ = BOXES[name]
-    lam, index = large(source)[f"box {name}"]
+    lam, index = large(source)[name]
     shape = (VIDEO, IMAGE, SOUND)[which]
     uncut = {"frames": 1, "columns": 1}.get(name, 0)
     assert (lam.shape, lam.dtype) == ((MANY, 1, *(1,) * uncut, *shape[2 + uncut :]), torch.float32)
@@ -225,12 +242,16 @@ SIZES = 2, 3, 4, 5, 17, 100, 257, 1000
 
 @cache
 def cycles(source: str) -> dict[int, list[Tensor]]:
-    """Partners in batches of every size from 2 to 1000: two draws of each, and a thousand of ``SIZES``."""
+    """Partners in batches of every size from 2 to 1000: two draws of each, a thousand of ``SIZES``."""
     inputs = {size: torch.empty(size, 1) for size in range(2, 1001)}
     mixers = MixUp(), RandomChoice([MixUp(), MixUp(per_sample=True)])
     draw = program(source, [mixer.sample for mixer in mixers], inputs[5], dynamic=True)
+    if source == "inductor":
+        draw, inputs = fused(), {size: torch.empty(size, *IMAGE[1:]) for size in inputs}
+    if source == "exported":
+        del inputs[2]  # torch's export takes order[1:] for more than one
     return {
-        size: [index for _ in range(500 if size in SIZES else 1) for _, index in draw(input)]
+        size: [index for _, indices in repeated(source, draw, 500 if size in SIZES else 1, input) for index in indices]
         for size, input in inputs.items()
     }
 
@@ -266,15 +287,17 @@ def is_a_cycle(index: Tensor) -> bool:
     return i == 0 and len(seen) == len(partners)
 
 
+@pytest.mark.parametrize("source", ("eager", "exported", "inductor"))
 def test_partners_are_one_cycle_at_every_size(source: str) -> None:
     drawn = cycles(source)
     assert all(is_a_cycle(index) for several in drawn.values() for index in several)
     assert_uniform_cycles([index for several in drawn.values() for index in several[:2]])
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_every_cycle_of_a_size_is_equally_likely(source: str, size: int) -> None:
-    drawn = cycles(source)[size]
+@each_source(SIZES, SIZES)
+def test_every_cycle_of_a_size_is_equally_likely(source: str, name: int) -> None:
+    size, drawn = name, cycles(source).get(name, [])
+    assert drawn or (source, size) == ("exported", 2)
     assert_uniform_cycles(drawn)
     if size in (3, 4, 5):
         counts = Counter(tuple(index.tolist()) for index in drawn)
@@ -378,7 +401,7 @@ TREES: dict[str, Mixer] = {
 }
 TODAY = {  # p is decided as finely as lam is drawn
     "of each, gate of the batch", "maps, gate of the batch", "one, gate of the batch", "one, gate of each",
-    "one map, gate of each",
+    "one map, gate of each", "random 1", "random 5",
 }  # fmt: skip
 FEW: dict[str, tuple[Mixer, bool]] = {  # whether two samples are independent
     "batch": (MixUp(1.0, p=0.7), False),
@@ -389,18 +412,28 @@ FEW: dict[str, tuple[Mixer, bool]] = {  # whether two samples are independent
     "choices": (RandomChoice([MixUp(8.0, per_sample=True), CutMix(per_sample=True)], per_sample=True), True),
 }
 CALLS = 1500
+FUSED: dict[Any, Draw] = {  # what Inductor draws, in one graph for all sizes
+    "alpha 0.001": BETAS["alpha 0.001"][-1],
+    "gated image": BOXES["gated image"][-1],
+    "number and map of each": TREES["number and map of each"].sample,
+    "box": FEW["box"][0].sample,
+    "choices": FEW["choices"][0].sample,
+}
 
 
 @cache
-def small(source: str) -> dict[str, Mix]:
+def fused() -> Callable[..., Any]:
+    return program("inductor", list(FUSED.values()), torch.empty(5, *IMAGE[1:]), dynamic=True)
+
+
+@cache
+def small(source: str) -> dict[str, Any]:
     """Many draws for a batch of four, stacked, of each of ``TREES`` and ``FEW``."""
+    if source == "inductor":
+        return dict(zip(FUSED, repeated(source, fused(), CALLS, torch.empty(4, *IMAGE[1:])), strict=True))
     mixers, input = {**TREES, **{name: mixer for name, (mixer, _) in FEW.items()}}, torch.empty(4, 1, 2, 2)
     drawer = program(source, [mixer.sample for mixer in mixers.values()], input)
-    drawn = [drawer(input) for _ in range(CALLS)]
-    return {
-        name: Mix(*(torch.stack(parts) for parts in zip(*mixes, strict=True)))
-        for name, mixes in zip(mixers, zip(*drawn, strict=True), strict=True)
-    }
+    return dict(zip(mixers, repeated(source, drawer, CALLS, input), strict=True))
 
 
 def of_samples(lam: Tensor) -> Tensor:
@@ -410,9 +443,7 @@ def of_samples(lam: Tensor) -> Tensor:
     return lam.reshape(*lam.shape[:2], -1).expand(-1, 4, -1)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.xfail(strict=True) if name in TODAY else ()) for name in TREES]
-)
+@each_source(TREES, ["number and map of each"], TODAY)
 def test_a_tree_of_choices_draws_by_its_probabilities(source: str, name: str) -> None:
     lam, expected = of_samples(small(source)[name].lam), law(TREES[name])
     assert lam.dtype == torch.float32
@@ -423,7 +454,7 @@ def test_a_tree_of_choices_draws_by_its_probabilities(source: str, name: str) ->
         assert_law([counts[pair] for pair in expected], list(expected.values()))
 
 
-@pytest.mark.parametrize("name", FEW)
+@each_source(FEW, ["box", "choices"])
 def test_draws_samples_and_partners_are_independent(source: str, name: str) -> None:
     lam, index = small(source)[name]
     weights = of_samples(lam)
@@ -457,3 +488,140 @@ def test_sample_beta_follows_the_exact_distribution(alpha: float) -> None:
 def test_extreme_alphas_are_the_limits_of_the_distribution() -> None:
     assert (sample_beta(1e30, (1000,)) == 0.5).all()
     assert set(sample_beta(1e-30, (1000,)).tolist()) == {0.0, 1.0}
+
+
+@pytest.mark.parametrize("per_sample", (False, True))
+@pytest.mark.parametrize("spatial", ((40,), (11, 16), (5, 7, 9)))
+def test_the_box_is_that_of_the_paper_pixel_by_pixel(spatial: tuple[int, ...], per_sample: bool) -> None:
+    alpha, unclear, pixels = 0.7, 0, 0
+    for seed in range(2 if per_sample else 8):
+        options: dict[str, Any] = {"per_sample": per_sample, "spatial_dims": len(spatial)}
+        lam = after_seed(seed, sample_cutmix, (5, 2, *spatial), alpha, **options).lam
+        torch.manual_seed(seed)
+        u, v, *centers = torch.rand(2 + len(spatial), len(lam)).double().tolist()
+        for i, mask in enumerate(lam[:, 0]):
+            t = math.sqrt(u[i] ** (-1 / alpha) - 1) * math.cos(2 * math.pi * v[i])
+            share, center = 0.5 + t / (2 * math.sqrt(1 + t * t)), tuple(axis[i] for axis in centers)
+            # Rounding may move an edge across the middle of a pixel: a box a little larger, one a little smaller.
+            more = reference.cutmix_mask(spatial, max(share - 1e-5, 0), center)
+            less = reference.cutmix_mask(spatial, min(share + 1e-5, 1), center)
+            assert ((more <= mask) & (mask <= less)).all()
+            unclear, pixels = unclear + int((more != less).sum()), pixels + mask.numel()
+    assert unclear < pixels / 100
+
+
+def test_the_lowest_number_opens_no_gate_of_0_and_picks_no_weight_0(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mixup_nn.sampling._uniform", lambda shape, *_: torch.zeros(shape))
+    assert Coin(A, p=0).sample(torch.empty(2)).lam == 1
+    assert RandomChoice([Coin(A), Coin(B)], (0, 1)).sample(torch.empty(2)).lam == B
+
+
+@pytest.mark.parametrize("per_sample", (False, True))
+def test_an_entry_in_eval_mode_leaves_unmixed_what_chooses_it(per_sample: bool) -> None:
+    choice = RandomChoice([Coin(A), Coin(B), Coin(C)], per_sample=per_sample)
+    choice.mixers[1].eval()
+    nested = RandomChoice([choice])
+
+    def values(mixer: Mixer) -> set[float]:
+        return {value for _ in range(60) for value in mixer.sample(torch.empty(20)).lam.reshape(-1).tolist()}
+
+    assert values(choice) == values(nested) == {A, C, 1.0}
+    assert values(nested.eval()) == {A, B, C}  # sample draws in eval mode too
+
+
+def after_seed(seed: int, draw: Draw, *args: Any, **options: Any) -> Mix:
+    torch.manual_seed(seed)
+    return draw(*args, **options)
+
+
+def equal(first: Mix, second: Mix) -> bool:
+    return torch.equal(first.lam, second.lam) and torch.equal(first.index, second.index)
+
+
+def cutmix(batch_size: int, *args: Any, **options: Any) -> Mix:
+    """``sample_cutmix`` with the arguments of ``sample_mixup``."""
+    return sample_cutmix((batch_size, 2, 6, 9), *args, **options)
+
+
+each_function = pytest.mark.parametrize("sample, kind", ((sample_mixup, MixUp), (cutmix, CutMix)))
+
+
+@each_function
+@pytest.mark.parametrize("per_sample", (False, True))
+def test_a_mixer_draws_as_the_function_of_its_options(sample: Draw, kind: type[MixUp], per_sample: bool) -> None:
+    input, per = torch.empty(16, 2, 6, 9), {"per_sample": per_sample}
+    for seed, (alpha, p) in enumerate(((1.0, 1.0), (0.3, 0.6), (0, 1), (8.0, 0))):
+        drawn = after_seed(seed, sample, 16, alpha, p=p, **per)
+        assert equal(drawn, after_seed(seed, kind(alpha, p=p, **per).sample, input))
+        assert (drawn.lam == 1).all() or (alpha and p)
+        assert is_a_cycle(drawn.index)
+    default = 0.2 if kind is MixUp else 1.0
+    assert equal(after_seed(9, sample, 16, **per), after_seed(9, sample, 16, default, p=1.0, **per))
+    assert equal(after_seed(9, kind(**per).sample, input), after_seed(9, sample, 16, default, **per))
+    assert after_seed(9, sample, 16).lam.shape == ((), (1, 1, 6, 9))[kind is CutMix]
+    half = after_seed(1, sample, 16, Fraction(1, 2), p=np.float32(0.5), **per)
+    assert equal(half, after_seed(1, sample, 16, 0.5, p=0.5, **per))
+    for size in (0, 1):
+        assert sample(size, **per).index.tolist() == [0] * size
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_a_seed_reproduces_and_successive_draws_differ(name: str) -> None:
+    draw, input = MIXERS[name]().sample, torch.empty(16, 2, 6, 9)
+    first, again, other = (after_seed(seed, draw, input) for seed in (1, 1, 2))
+    assert equal(first, again)
+    assert not torch.equal(first.index, other.index)
+    assert not torch.equal(other.index, draw(input).index)
+
+
+@each_function
+@pytest.mark.parametrize("per_sample", (False, True))
+def test_a_generator_is_the_only_randomness_used(sample: Draw, kind: type[MixUp], per_sample: bool) -> None:
+    def draw(seed: int) -> Mix:
+        generator = torch.Generator().manual_seed(seed)
+        beta = sample_beta(1.0, (4,), generator=generator)
+        mix = sample(16, 1.0, per_sample=per_sample, p=0.9, generator=generator)
+        return Mix(torch.cat((mix.lam.flatten(), beta)), mix.index)
+
+    state = torch.get_rng_state()
+    first = draw(3)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(99)
+    assert equal(first, draw(3))
+    assert not torch.equal(first.lam, draw(4).lam)
+    assert not torch.equal(first.index, draw(4).index)
+    assert equal(*(after_seed(5, kind(per_sample=per_sample).sample, torch.empty(4, 1, 6, 9)) for _ in range(2)))
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize(
+    "context", (partial(default_dtype, torch.float64), partial(default_dtype, torch.bfloat16),
+                partial(torch.autocast, "cpu", torch.bfloat16)), ids=("float64", "bfloat16", "autocast"),
+)  # fmt: skip
+def test_draws_are_the_same_float32_numbers_in_every_dtype(context: Callable[[], AbstractContextManager[Any]]) -> None:
+    for name, make in MIXERS.items():
+        expected = after_seed(1, make().sample, torch.empty(500, 1, 6, 9))
+        with context():
+            for dtype in (torch.float32, torch.float64, torch.float16):
+                mix = after_seed(1, make().sample, torch.empty(500, 1, 6, 9, dtype=dtype))
+                assert mix.lam.dtype == sample_beta(1.0).dtype == torch.float32, name
+                assert equal(mix, expected), name
+
+
+@pytest.mark.parametrize("here, elsewhere", (("meta", "cpu"), ("cpu", "meta")))
+def test_draws_are_made_on_the_device_of_the_input(here: str, elsewhere: str) -> None:
+    input = torch.empty(4, 2, 6, 9, device=here)
+    with torch.device(elsewhere):
+        mixes = [make().sample(input) for make in MIXERS.values()]
+        mixes += [sample(4, p=0.5, device=here) for sample in (sample_mixup, cutmix)]
+        default = sample_mixup(4, p=0.5), cutmix(4, p=0.5), Mix(sample_beta(1.0), sample_mixup(3).index)
+    assert {value.device.type for mix in mixes for value in mix} == {here}
+    assert {value.device.type for mix in default for value in mix} == {elsewhere}
