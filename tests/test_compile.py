@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import copy
 import re
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
+from itertools import combinations, product
+from random import Random
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 import torch.nn.functional as F
-from scipy import stats
 from torch import Tensor, nn
 from torch._dynamo.exc import Unsupported
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -23,11 +23,10 @@ from torch.utils.checkpoint import checkpoint
 
 from mixup_nn import CutMix, Mix, Mixer, MixUp, MixUpCriterion, RandomChoice
 from mixup_nn.functional import mix_inputs, mix_targets, mixup_batch
-from mixup_nn.sampling import sample_beta, sample_cutmix, sample_mixup
+from mixup_nn.sampling import sample_cutmix, sample_mixup
 
 from .cases import MIXERS, applied, each_mixer, every_lam, lams_of, through_pickle
-from .test_sampling import LEVEL, assert_beta
-from .versions import COPIES_OF_A_LOSS, EXPORT_RESTORES, FEWEST_LOOPS, MESSAGES, PROPERTIES_OF_A_MIX, UNKNOWN_SIZES
+from .versions import EXPORT_RESTORES, FEWEST_LOOPS, MESSAGES, PROPERTIES_OF_A_MIX, UNKNOWN_SIZES
 
 CLASSES = 10  # from 8 on Inductor does not unroll a row of logits
 LAMS = lams_of(8, 8)
@@ -67,151 +66,148 @@ def mixers_of(*names: str) -> list[Mixer]:
     return [MIXERS[name]() for name in names or MIXERS]
 
 
-# The same numbers, on the same draw
-
-
-@pytest.mark.parametrize(
-    ("backend", "dynamic", "names"),
-    (
-        pytest.param("inductor", False, tuple(MIXERS), id="static"),
-        pytest.param("aot_eager", True, tuple(MIXERS), id="dynamic"),
-        # In these two is every draw that there is; all seven would take Inductor half a minute.
-        pytest.param("inductor", True, ("choice", "choice_per_sample"), id="dynamic_inductor"),
-    ),
-)
-def test_mixers_equal_eager_on_their_draws(backend: str, dynamic: bool, names: tuple[str, ...]) -> None:
-    mixers, (input, _) = mixers_of(*names), images()
-    inputs = input, torch.randn_like(input).bfloat16().to(memory_format=torch.channels_last)
-
-    def step(single: Tensor, half: Tensor) -> list[list[Tensor]]:
-        return [[mixer(single), mixer(half, mixer.last_mix)] for mixer in mixers]
-
-    step = compiled(step, backend=backend, dynamic=dynamic)
-    for _ in range(2):
-        for mixer, outputs in zip(mixers, step(*inputs), strict=True):
-            for input, output in zip(inputs, outputs, strict=True):
-                expected = mix_inputs(input, applied(mixer))
-                assert (output.dtype, output.stride()) == (input.dtype, expected.stride())
-                torch.testing.assert_close(output, expected, atol=8 * torch.finfo(input.dtype).eps, rtol=0)
-
-
-@pytest.mark.parametrize(
-    ("backend", "dynamic", "names"),
-    (
-        pytest.param("aot_eager", None, tuple(MIXERS), id="every_mixer"),
-        pytest.param("inductor", True, ("choice",), id="inductor"),
-    ),
-)
-def test_whole_step_equals_eager_on_its_draw_with_gradients(
-    backend: str, dynamic: bool | None, names: tuple[str, ...]
-) -> None:
-    mixers, heads = mixers_of(*names), nn.ModuleList([classifier(), nn.Conv2d(3, CLASSES, 1)])
-    losses = nn.CrossEntropyLoss(), nn.CrossEntropyLoss(label_smoothing=0.1)
-    criteria = [[MixUpCriterion(loss, mixer) for loss in losses] for mixer in mixers]
-    (input, of_samples), of_positions = images(), torch.randint(CLASSES, (6, 4, 4))
-
-    def losses_of(mixed: Tensor, targets: list[Tensor], criteria: list[MixUpCriterion], *mix: Mix) -> list[Tensor]:
-        outputs = [head(mixed) for head in heads]
-        pairs = list(zip(outputs, targets, strict=True))
-        return [criterion(output, target, *mix) for criterion in criteria for output, target in pairs]
-
-    def step(input: Tensor, targets: list[Tensor]) -> list[list[Tensor]]:
-        return [losses_of(mixer(input), targets, row) for mixer, row in zip(mixers, criteria, strict=True)]
-
-    input, targets = input.requires_grad_(), [of_samples, of_positions]
-    results, expected = compiled(step, backend=backend, dynamic=dynamic)(input, targets), []
-    for mixer, row in zip(mixers, criteria, strict=True):
-        mix = applied(mixer)
-        expected.append(losses_of(mix_inputs(input, mix), targets, row, mix))
-    torch.testing.assert_close(results, expected)
-    leaves = [input, *heads.parameters()]
-    sums = [torch.stack([value for row in rows for value in row]).sum() for rows in (results, expected)]
-    torch.testing.assert_close(*(torch.autograd.grad(value, leaves) for value in sums))
-
-
-@each_mixer
-@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # torch's own, from any compiled loss of a model
-def test_model_and_criterion_compiled_apart_share_the_draw(make: Callable[[], Mixer]) -> None:
-    mixer, head = make(), classifier()
-    criterion = MixUpCriterion(nn.CrossEntropyLoss(), mixer)
-    model, loss_of = (compiled(module, backend="aot_eager") for module in (nn.Sequential(mixer, head), criterion))
-    input, target = images()
-    for _ in range(3):
-        output = model(input)
-        torch.testing.assert_close(output, head(mix_inputs(input, applied(mixer))))
-        torch.testing.assert_close(loss_of(output, target), criterion(output, target, applied(mixer)))
-    mixer.eval()
-    torch.testing.assert_close(loss_of(model(input), target), F.cross_entropy(head(input), target))
-
+# The same numbers, on the same draw: whole programs that cover each pair of options
 
 WEIGHT = torch.linspace(0.5, 2, CLASSES)
 LOSSES: dict[str, Callable[[], nn.Module]] = {
     "cross_entropy": nn.CrossEntropyLoss,
     "weighted": lambda: nn.CrossEntropyLoss(WEIGHT),
-    "ignoring": lambda: nn.CrossEntropyLoss(ignore_index=1),
-    "smoothed": lambda: nn.CrossEntropyLoss(WEIGHT, ignore_index=1, label_smoothing=0.1),
-    "sum": lambda: nn.CrossEntropyLoss(reduction="sum"),
-    "none": lambda: nn.CrossEntropyLoss(reduction="none"),
-    "nll": nn.NLLLoss,
-    "bce": nn.BCEWithLogitsLoss,
-    "bce_pos_weight": lambda: nn.BCEWithLogitsLoss(pos_weight=torch.tensor(3.0)),
-    "mse": nn.MSELoss,
-    "huber_sum": lambda: nn.HuberLoss(reduction="sum"),
+    "smoothed": lambda: nn.CrossEntropyLoss(WEIGHT, label_smoothing=0.1),
+    "none": lambda: nn.CrossEntropyLoss(ignore_index=1, reduction="none"),
+    "nll": lambda: nn.NLLLoss(WEIGHT, ignore_index=1),
+    "bce": lambda: nn.BCEWithLogitsLoss(pos_weight=torch.tensor(3.0)),
+    "mse_sum": lambda: nn.MSELoss(reduction="sum"),
+    "kl": lambda: nn.KLDivLoss(reduction="batchmean", log_target=True),
 }
+OPTIONS: dict[str, tuple[Any, ...]] = {
+    "mixer": ("mixup", "mixup_per_sample", "cutmix", "cutmix_per_sample", "choice", "choice_per_sample"),
+    "loss": tuple(LOSSES),
+    "interpolate_loss": (None, True, False),
+    "indices": (True, False),
+    "positions": (True, False),
+    "dtype": (torch.float32, torch.float64, torch.bfloat16),
+    "mix": ("linked", "given", "none"),
+    "training": (True, False),
+    "layout": ("contiguous", "channels_last", "strided"),
+    "hook": (False, True),
+    "autocast": (False, True),
+}
+Row = dict[str, Any]
 
 
-@pytest.mark.parametrize("indices", (False, True), ids=("dense", "indices"))
-@pytest.mark.parametrize(
-    ("backend", "names", "sizes"),
-    (
-        pytest.param("aot_eager", tuple(LAMS), (), id="samples"),
-        pytest.param("aot_eager", tuple(LAMS), (8, 8), id="positions"),
-        pytest.param("inductor", ("per_batch", "per_sample_and_position"), (), id="samples_inductor"),
-    ),
-)
-def test_criterion_equals_eager_for_every_kind_of_loss_and_lam(
-    backend: str, names: tuple[str, ...], sizes: tuple[int, ...], indices: bool
-) -> None:
-    losses = [make() for make in LOSSES.values()]
-    losses = [loss for loss in losses if isinstance(loss, (nn.CrossEntropyLoss, nn.NLLLoss)) == indices]
-    if not COPIES_OF_A_LOSS:
-        losses = [loss for loss in losses if isinstance(loss, nn.CrossEntropyLoss)]
-    if not losses:
-        pytest.skip(f"before torch {COPIES_OF_A_LOSS.version} {COPIES_OF_A_LOSS.why}")
-    dense = losses[:2] if indices else losses  # torch takes no dense targets with ignore_index >= 0 or NLLLoss
-    criteria = [MixUpCriterion(loss, interpolate_loss=True) for loss in losses]
-    criteria += [MixUpCriterion(loss, interpolate_loss=False) for loss in dense]
-    input = torch.randn(4, CLASSES, *sizes)
-    target = torch.randint(CLASSES, (4, *sizes)) if indices else torch.rand_like(input)
-
-    def every(input: Tensor, target: Tensor, mixes: list[Mix]) -> list[list[Tensor]]:
-        return [[criterion(input, target, mix) for criterion in criteria] for mix in mixes]
-
-    args = input, target, [LAMS[name] for name in names]
-    torch.testing.assert_close(compiled(every, backend=backend)(*args), every(*args))
+def is_possible(row: Row) -> bool:
+    """What neither torch nor the library refuses."""
+    hard, of_indices = row["loss"] in ("nll", "kl"), row["loss"] in ("cross_entropy", "weighted", "smoothed", "none")
+    if row["interpolate_loss"] is False and hard:
+        return False
+    if row["indices"]:
+        return of_indices or row["loss"] == "nll" or (row["interpolate_loss"] is False and not hard)
+    if row["autocast"] and row["dtype"] != torch.float32:
+        return False
+    return row["loss"] not in ("none", "nll")  # torch takes no dense targets with ignore_index >= 0
 
 
-@pytest.mark.parametrize("dtype", (torch.float32, torch.float64))
-@pytest.mark.parametrize("sizes", ((), (8, 8)), ids=("samples", "positions"))
-def test_class_indices_made_dense_equal_eager_in_training_and_in_validation(
-    sizes: tuple[int, ...], dtype: torch.dtype
-) -> None:
-    criterion = MixUpCriterion(lambda _, target: target, interpolate_loss=False)
-    input, target = torch.randn(4, CLASSES, *sizes, dtype=dtype), torch.randint(CLASSES, (4, *sizes))
+def covering(seed: int = 0) -> list[Row]:
+    """Few rows in which each possible pair of options comes at least once: greedy, and the same at each run."""
+    random, rows = Random(seed), []
+    possible = [
+        row
+        for row in (dict(zip(OPTIONS, values, strict=True)) for values in product(*OPTIONS.values()))
+        if is_possible(row)
+    ]
+    random.shuffle(possible)
 
-    def every(input: Tensor, target: Tensor, mixes: list[Mix]) -> list[Tensor]:
-        return [criterion(input, target), *(criterion(input, target, mix) for mix in mixes)]
+    def pairs(row: Row) -> set[Any]:
+        return set(combinations(row.items(), 2))
 
-    args = input, target, list(LAMS.values())
-    torch.testing.assert_close(compiled(every, backend="aot_eager")(*args), every(*args))
+    left = set().union(*map(pairs, possible[:4000]))
+    while left:
+        rows.append(max(random.sample(possible, 60), key=lambda row: len(pairs(row) & left)))
+        left -= pairs(rows[-1])
+    return rows
 
 
-def test_hooks_of_the_loss_run_in_compiled_code() -> None:
-    loss, mix = nn.CrossEntropyLoss(), LAMS["per_batch"]
-    criterion, input, target = MixUpCriterion(loss), torch.randn(4, CLASSES), torch.randint(CLASSES, (4,))
-    plain = criterion(input, target, mix)
-    loss.register_forward_hook(lambda _module, _args, output: 10 * output)
-    torch.testing.assert_close(compiled(criterion, backend="aot_eager")(input, target, mix), 10 * plain)
+class Whole(nn.Module):
+    """A model with its mixer, and its loss."""
+
+    def __init__(self, row: Row) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(len(str(row)))
+        self.row, self.mixer, loss = row, MIXERS[row["mixer"]](), LOSSES[row["loss"]]().to(row["dtype"])
+        if row["hook"]:
+            loss.register_forward_hook(lambda _module, _args, output: 10 * output)
+        linked = self.mixer if row["mix"] == "linked" else None
+        self.criterion = MixUpCriterion(loss, linked, interpolate_loss=row["interpolate_loss"])
+        self.weight = nn.Parameter(torch.randn(CLASSES, 3, generator=generator).to(row["dtype"]))
+        self.train(row["training"])
+        input = torch.randn(4, 3, 8, 8, generator=generator).to(row["dtype"])
+        if row["layout"] == "channels_last":
+            input = input.to(memory_format=torch.channels_last)
+        self.input = (input if row["layout"] != "strided" else torch.stack((input, input), -1)[..., 0]).requires_grad_()
+        sizes = (8, 8) if row["positions"] else ()
+        self.target = torch.rand(4, CLASSES, *sizes, generator=generator).to(row["dtype"]).requires_grad_()
+        if row["indices"]:
+            self.target = torch.randint(CLASSES, (4, *sizes), generator=generator)
+        self.given = self.mixer.sample(input) if row["mix"] == "given" else None
+
+    def leaves(self) -> list[Tensor]:
+        return [value for value in (self.input, self.weight, self.target) if value.requires_grad]
+
+    def loss_of(self, mixed: Tensor, *mix: Mix) -> Tensor:
+        output = torch.einsum("kc,bcij->bkij", self.weight, mixed)
+        output = output if self.row["positions"] else output.mean((2, 3))
+        output = output.log_softmax(1) if self.row["loss"] in ("nll", "kl") else output
+        return self.criterion(output, self.target, *mix)  # type: ignore[no-any-return]
+
+    def forward(self, input: Tensor) -> tuple[Tensor, Tensor]:
+        given = () if self.given is None else (self.given,)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.row["autocast"]):
+            mixed = self.mixer(input, *given)
+            return mixed, self.loss_of(mixed, *given)
+
+    def expected(self) -> tuple[Tensor, Tensor]:
+        """The same in eager mode, on the draw that the compiled program has made."""
+        mix = applied(self.mixer) if self.training else self.given
+        mixed = self.input if mix is None else mix_inputs(self.input, mix)
+        mix = None if self.row["mix"] == "none" else mix
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.row["autocast"]):
+            return mixed, self.loss_of(mixed, *(() if mix is None else (mix,)))
+
+
+ROWS = covering()
+
+
+def gradients(loss: Tensor, leaves: list[Tensor]) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(loss.double().square().sum(), leaves, materialize_grads=True, retain_graph=True)
+
+
+def assert_compiled_as_eager(rows: Sequence[Row], backend: str, **options: Any) -> None:
+    programs = [Whole(row) for row in rows]
+
+    def every(inputs: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        return [each(input) for each, input in zip(programs, inputs, strict=True)]
+
+    outputs = compiled(every, backend=backend, **options)([each.input for each in programs])
+    for each, (mixed, loss) in zip(programs, outputs, strict=True):
+        values, leaves = each.expected(), each.leaves()
+        half = each.row["autocast"] or each.row["dtype"] == torch.bfloat16
+        close = {"atol": 0.05 if half else 1e-5, "rtol": 0.05 if half else 1e-5}
+        assert mixed.stride() == values[0].stride(), each.row
+        torch.testing.assert_close((mixed, loss), values, **close, msg=f"values of {each.row}")
+        wanted = gradients(values[1], leaves)
+        scale = max(float(value.abs().max()) for value in wanted)
+        for got, value in zip(gradients(loss, leaves), wanted, strict=True):
+            torch.testing.assert_close(got / scale, value / scale, **close, msg=f"gradients of {each.row}")
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_compiled_equals_eager_for_every_pair_of_options(part: int) -> None:
+    assert_compiled_as_eager(ROWS[part::4], "aot_eager", dynamic=(None, True)[part % 2])
+
+
+def test_inductor_equals_eager_on_its_draw() -> None:
+    rows = [row for row in ROWS if row["training"] and row["mix"] == "linked" and not row["autocast"]]
+    assert_compiled_as_eager([row for row in rows if row["mixer"] in ("choice", "mixup_per_sample")][:3], "inductor")
 
 
 def test_functional_form_in_one_graph() -> None:
@@ -269,47 +265,6 @@ def test_transforms_around_mixers_are_in_the_same_graph() -> None:
     assert step.counter.frame_count == 1
 
 
-# Draws
-
-
-def test_compiled_draw_follows_the_exact_distribution() -> None:
-    alphas = (0.001, 0.2, 1.0, 1000.0)
-    draws = compiled(lambda: [sample_beta(alpha, (200_000,)) for alpha in alphas])()
-    for alpha, lam in zip(alphas, draws, strict=True):
-        assert_beta(lam, alpha)
-
-
-def test_a_compiled_choice_draws_what_an_eager_one_draws() -> None:
-    mixers = MixUp(1.0, per_sample=True, p=0.9), CutMix(per_sample=True, p=0.8)
-    choice, input = RandomChoice(mixers, (1, 3), per_sample=True), torch.empty(20_000, 1, 3, 3)
-    mixes = [sample(input) for sample in (choice.sample, compiled(choice.sample))]
-    for position in range(9):
-        values = [mix.lam.flatten(1)[:, position] for mix in mixes]
-        assert stats.ks_2samp(*values).pvalue > LEVEL
-    for _, index in mixes:
-        assert torch.equal(index.sort().values, torch.arange(20_000))
-        assert (index != torch.arange(20_000)).all()
-
-
-def test_every_compiled_cycle_is_equally_likely() -> None:
-    input = torch.empty(4, 1, 2, 2)
-    mixers = mixers_of("mixup", "cutmix", "choice")
-    draws = compiled(lambda: [mixer.sample(input).index for mixer in mixers])
-    counts = Counter(tuple(index.tolist()) for _ in range(300) for index in draws())
-    assert len(counts) == 6  # three samples to walk through before the first comes again
-    assert stats.chisquare(list(counts.values())).pvalue > LEVEL
-
-
-def test_a_seed_reproduces_compiled_draws_and_each_step_draws_afresh() -> None:
-    step, (input, _) = compiled(Parallel(mixers_of())), images()
-    torch.manual_seed(1)
-    first, second = step(input), step(input)
-    torch.manual_seed(1)
-    torch.testing.assert_close([step(input), step(input)], [first, second], atol=0, rtol=0)
-    for name, *outputs in zip(MIXERS, first, second, strict=True):
-        assert not torch.equal(*outputs), name
-
-
 # Graphs
 
 
@@ -353,12 +308,8 @@ def test_batch_sizes_cost_no_more_graphs_than_without_a_mixer(make: Callable[[],
 
 
 @UNKNOWN_SIZES.required
-@pytest.mark.parametrize(
-    ("backend", "names"),
-    (("aot_eager", ("mixup", "mixup_per_sample", "cutmix", "choice")), ("inductor", ("choice",))),
-    ids=("aot_eager", "inductor"),
-)
-def test_a_batch_size_that_the_data_decide_is_one_graph(backend: str, names: tuple[str, ...]) -> None:
+def test_a_batch_size_that_the_data_decide_is_one_graph() -> None:
+    backend, names = "aot_eager", ("mixup", "mixup_per_sample", "cutmix", "choice")
     mixers = mixers_of(*names)
     criteria, head = [MixUpCriterion(nn.CrossEntropyLoss(), mixer) for mixer in mixers], classifier()
 
@@ -439,12 +390,11 @@ def scheduled(mixers: nn.Module, name: str) -> list[Any]:
 
 
 @pytest.mark.parametrize(
-    "values",
-    ((1.0, 0.9, 0.5, 0.25, 0.0, 1.0), (0.0, 0.5, 1.0, 0), (0.5, 1, 0, 0.25)),
-    ids=("falling", "rising", "mixed"),
+    ("dynamic", "values"),
+    ((None, (1.0, 0.9, 0.5, 0.25, 0.0, 1.0)), (True, (0.0, 0.5, 1.0, 0))),
+    ids=("falling", "rising"),
 )
 @pytest.mark.parametrize("name", ("alpha", "p"))
-@pytest.mark.parametrize("dynamic", (None, True), ids=("automatic", "dynamic"))
 def test_a_schedule_costs_at_most_one_more_graph(name: str, values: tuple[float, ...], dynamic: bool | None) -> None:
     kinds: list[Mixer] = [kind(8.0, per_sample=own) for kind in (MixUp, CutMix) for own in (False, True)]
     mixers = Parallel([*kinds, RandomChoice([MixUp(8.0), CutMix(8.0)])])
@@ -461,18 +411,6 @@ def test_a_schedule_costs_at_most_one_more_graph(name: str, values: tuple[float,
                 assert kept == 0
             else:  # of batches mixed with probability 1/4, all 30 are kept with one of 2e-4
                 assert kept < len(outputs)
-
-
-def test_inductor_takes_every_alpha_and_p_in_the_same_graphs() -> None:
-    mixers = Parallel([MixUp(8.0), RandomChoice([MixUp(8.0), CutMix(8.0)])])
-    step, (input, _) = Counted(mixers, "inductor"), images()
-    for alpha, p in ((8.0, 1.0), (1.0, 0.5), (0.5, 0.0), (0, 1), (2.0, 1.0)):
-        for name, value in (("alpha", alpha), ("p", p)):
-            for mixer in scheduled(mixers, name):
-                setattr(mixer, name, value)
-        assert step.graphs_after(input) <= 3  # one more for alpha, one for p
-        if 0 in (alpha, p):
-            assert all(torch.equal(output, input) for output in step.function(input))
 
 
 def test_new_weights_of_a_choice_are_those_of_the_next_call() -> None:
@@ -516,6 +454,25 @@ def test_errors_are_those_of_the_library(fullgraph: bool) -> None:
     for drawn in (mixer.last_mix, None):  # in training, in validation
         message = "expected at least two classes for class indices, got 1"
         assert_raises(ValueError, message, loss_of, output[:, :1], target.clamp(max=1), drawn)
+
+
+def test_a_seed_reproduces_compiled_draws_and_each_step_draws_afresh() -> None:
+    step, (input, _) = compiled(Parallel(mixers_of()), backend="aot_eager"), images(8, size=16)
+    torch.manual_seed(1)
+    first, second = step(input), step(input)
+    torch.manual_seed(1)
+    torch.testing.assert_close([step(input), step(input)], [first, second], atol=0, rtol=0)
+    for name, *outputs in zip(MIXERS, first, second, strict=True):
+        assert not torch.equal(*outputs), name
+
+
+@pytest.mark.xfail(strict=True)  # made eagerly, and assigned in the graph
+def test_a_criterion_in_a_criterion_is_refused_in_compiled_code() -> None:
+    def nested(input: Tensor, target: Tensor) -> Tensor:
+        return MixUpCriterion(MixUpCriterion(nn.CrossEntropyLoss()))(input, target)  # type: ignore[no-any-return]
+
+    with pytest.raises((TypeError, Unsupported)):
+        compiled(nested, backend="eager")(torch.randn(4, CLASSES), torch.randint(CLASSES, (4,)))
 
 
 @each_mixer
@@ -569,16 +526,15 @@ def normalize(input: Tensor) -> Tensor:
     return (input - 0.5) / 0.25
 
 
-@each_lam
-@pytest.mark.parametrize(
-    ("dtype", "layout"), ((torch.float32, torch.contiguous_format), (torch.bfloat16, torch.channels_last))
-)
-def test_normalize_mix_and_activate_are_one_kernel(mix: Mix, dtype: torch.dtype, layout: torch.memory_format) -> None:
+@pytest.mark.parametrize("name", LAMS)
+def test_normalize_mix_and_activate_are_one_kernel(name: str) -> None:
+    mix, half = LAMS[name], name.startswith("per_sample")
+    dtype, layout = ((torch.float32, torch.contiguous_format), (torch.bfloat16, torch.channels_last))[half]
     mixer, input = MixUp(), torch.randn(4, 3, 8, 8).to(dtype, memory_format=layout)
     assert inductor_code(lambda input, mix: F.relu(mixer(normalize(input), mix)), input, mix) == ([1], 1)
 
 
-@pytest.mark.parametrize("name", ("mixup", "cutmix", "choice"))
+@pytest.mark.parametrize("name", ("mixup", "choice"))
 def test_elementwise_work_around_a_drawing_module_adds_no_kernel(name: str) -> None:
     mixer, (input, _) = MIXERS[name](), images(size=8)
     alone = inductor_code(mixer, input)
