@@ -466,7 +466,6 @@ def test_a_seed_reproduces_compiled_draws_and_each_step_draws_afresh() -> None:
         assert not torch.equal(*outputs), name
 
 
-@pytest.mark.xfail(strict=True)  # made eagerly, and assigned in the graph
 def test_a_criterion_in_a_criterion_is_refused_in_compiled_code() -> None:
     def nested(input: Tensor, target: Tensor) -> Tensor:
         return MixUpCriterion(MixUpCriterion(nn.CrossEntropyLoss()))(input, target)  # type: ignore[no-any-return]
