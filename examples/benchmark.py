@@ -115,7 +115,7 @@ class Bench:
                 cells.append("-")
                 continue
             low, median, high = np.percentile(np.divide(times[variant], times[baseline]), (20, 50, 80))
-            cells.append(f"{median:.2f} ({low:.2f}-{high:.2f})")
+            cells.append(f"{median:.2f}\u00a0({low:.2f}-{high:.2f})")  # on one line of a narrow screen
         return cells
 
     def peak_memory(self, run: Callable[[], Any]) -> int:
@@ -130,6 +130,11 @@ class Bench:
             run()
         events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
         return int(np.cumsum([event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]).max())
+
+
+def shape_of(sizes: Sequence[int]) -> str:
+    """A shape as one word: ``64x3x224x224``."""
+    return "x".join(map(str, sizes))
 
 
 def in_mode(mode: str, calls: Calls) -> Calls:
@@ -215,8 +220,8 @@ def counts() -> str:
                 with Count() as backward:
                     torch.autograd.grad(loss, logits)
                 stages += [forward, backward, whole]
-            cells = [f"{stage.operations} ({stage.bytes / x.nbytes / 2:.2f})" for stage in stages]
-            rows.append([str(tuple(x.shape)), str(classes), name, *cells, *["-"] * (4 - len(cells))])
+            cells = [f"{stage.operations}\u00a0({stage.bytes / x.nbytes / 2:.2f})" for stage in stages]
+            rows.append([shape_of(x.shape), str(classes), name, *cells, *["-"] * (4 - len(cells))])
     title = "Counted, not measured: operations of an eager step, and in brackets their bytes over those of x.clone()"
     return f"{title}\n\n{table(['batch', 'classes', '', 'draw and mix', 'loss', 'backward', 'step'], rows)}"
 
@@ -238,7 +243,7 @@ def mixing(bench: Bench) -> str:
         if x.ndim == 4 and mode == "eager":
             for peer in peers():
                 runs |= {f"{peer} {name}": partial(call, x, y) for name, call in load_peer(peer, 10).items()}
-        label = [str(shape), str(dtype)[6:], str(layout)[6:].removesuffix("_format"), mode]
+        label = [shape_of(shape), str(dtype)[6:], str(layout)[6:].removesuffix("_format"), mode]
         cells = bench.race(" ".join(["mixing", *label]), runs, [(name, "clone") for name in columns])
         rows.append([*label, *cells])
     text = table(["shape", "dtype", "format", "mode", "clone, ms", *columns], rows)
@@ -248,7 +253,7 @@ def mixing(bench: Bench) -> str:
 
 
 def loss(bench: Bench) -> str:
-    """Three ways to the mixed loss, forward and backward: time and memory."""
+    """Three ways to the mixed loss, forward and backward."""
     cross_entropy = nn.CrossEntropyLoss()
     losses: Calls = {
         "plain": lambda logits, y, mix: cross_entropy(logits, y),  # noqa: ARG005
@@ -257,24 +262,43 @@ def loss(bench: Bench) -> str:
         "dense targets": MixUpCriterion(F.cross_entropy, interpolate_loss=False),
     }
     _, *others = losses
-    speed, peak = [], []
+    rows = []
     for size, mode in product(bench.sizes.losses, MODES):
-        logits = torch.randn(size, device=bench.device, requires_grad=True)
-        target = torch.randint(size[1], size[:1], device=bench.device)
-        arguments = logits, target, sample_mixup(size[0], device=bench.device)
-
-        def gradient(call: Callable[..., Tensor], arguments: tuple[Any, ...] = arguments) -> Any:
-            return torch.autograd.grad(call(*arguments), arguments[0])
-
-        runs: Calls = {name: partial(gradient, call) for name, call in in_mode(mode, losses).items()}
+        arguments = logits_and_targets(size, bench.device)
+        runs: Calls = {name: partial(gradient, call, *arguments) for name, call in in_mode(mode, losses).items()}
         cells = bench.race(f"loss {size} {mode}", runs, [(name, "plain") for name in others], scale=4)
-        speed.append([str(size), mode, *cells])
-        peaks = {name: bench.peak_memory(run) for name, run in runs.items()}
-        ratios = [f"{peaks[name] / peaks['plain']:.2f}" for name in others]
-        peak.append([str(size), mode, f"{peaks['plain'] / 2**20:.3g}", *ratios])
+        rows.append([shape_of(size), mode, *cells])
     title = "Cross entropy, forward and backward: time over the plain loss on class indices"
-    text = f"{title}\n\n{table(['logits', 'mode', 'plain, ms', *others], speed)}"
-    return f"{text}\n\nThe same: peak memory\n\n{table(['logits', 'mode', 'plain, MiB', *others], peak)}"
+    return f"{title}\n\n{table(['logits', 'mode', 'plain, ms', *others], rows)}"
+
+
+def memory(bench: Bench) -> str:
+    """The peak memory of the mixed loss with its backward."""
+    rows = []
+    for size, dtype, smoothing, mode in product(bench.sizes.losses, bench.sizes.dtypes, (0.0, 0.1), MODES):
+        cross_entropy = nn.CrossEntropyLoss(label_smoothing=smoothing)
+        arguments = logits_and_targets(size, bench.device, dtype)
+        losses: Calls = {
+            "plain": lambda logits, y, mix, loss=cross_entropy: loss(logits, y),  # noqa: ARG005
+            "MixUpCriterion": MixUpCriterion(cross_entropy),
+        }
+        runs = [partial(gradient, call, *arguments) for call in in_mode(mode, losses).values()]
+        plain, ours = (max(bench.peak_memory(run) for _ in range(3)) for run in runs)  # the first call compiles
+        smoothed = "0.1" if smoothing else "-"
+        rows.append([shape_of(size), str(dtype)[6:], smoothed, mode, f"{plain / 2**20:.3g}", f"{ours / plain:.2f}"])
+    header = ["logits", "dtype", "smoothing", "mode", "plain, MiB", "MixUpCriterion"]
+    return f"The same: peak memory over that of the plain loss\n\n{table(header, rows)}"
+
+
+def logits_and_targets(size: tuple[int, int], device: torch.device, dtype: torch.dtype = torch.float32) -> Any:
+    """Logits that need a gradient, class indices, and a mix."""
+    logits = torch.randn(size, device=device, dtype=dtype, requires_grad=True)
+    return logits, torch.randint(size[1], size[:1], device=device), sample_mixup(size[0], device=device)
+
+
+def gradient(call: Callable[..., Tensor], logits: Tensor, *arguments: Any) -> Any:
+    """The loss and its backward."""
+    return torch.autograd.grad(call(logits, *arguments), logits)
 
 
 def two_losses(logits: Tensor, y: Tensor, mix: Any) -> Tensor:
@@ -296,13 +320,19 @@ def draw_by_hand(x: Tensor) -> tuple[float, Tensor]:
 
 def bare_step(x: Tensor, y: Tensor, logits: Tensor, alpha: float = 0.2) -> Parts:
     """The operations of ``MixUp`` and ``MixUpCriterion``, without modules and checks."""
-    u, v = torch.rand((2,), device=x.device)
-    lam = torch.sigmoid(2 * torch.asinh(torch.expm1(torch.log(u) / -alpha).sqrt() * torch.cos(2 * math.pi * v)))
-    order = torch.rand((len(x),), device=x.device).argsort()
-    index = torch.empty_like(order).index_copy_(0, order, torch.cat((order[1:], order[:1])))
+    u, v = torch.rand((2,), device=x.device).unbind()
+    half = torch.asinh(torch.expm1(torch.log(u) / -alpha).sqrt() * torch.cos(2 * math.pi * v))
+    lam = torch.sigmoid(half + half)
+    if torch.compiler.is_compiling():  # as in mixup_nn.sampling.cycle
+        order = torch.rand((len(x),), device=x.device).argsort()
+        following = torch.cat((order[1:], order[:1]))
+    else:
+        order = torch.randperm(len(x), device=x.device)
+        following = order.roll(-1)
+    index = torch.empty_like(order).index_copy_(0, order, following)
     yield x.index_select(0, index).lerp_(x, lam)
     log_probs = logits.log_softmax(1)
-    yield torch.lerp(F.nll_loss(log_probs, y[index]), F.nll_loss(log_probs, y), lam)
+    yield torch.lerp(F.nll_loss(log_probs, y.index_select(0, index)), F.nll_loss(log_probs, y), lam)
 
 
 def our_step(mixer: Mixer) -> Callable[..., Parts]:
@@ -355,7 +385,7 @@ def by_hand(bench: Bench) -> str:
         logits = torch.randn((batch, classes), device=bench.device, requires_grad=True)
         arguments = x, torch.randint(classes, (batch,), device=bench.device), logits
 
-        def gradient(call: Callable[..., Any], arguments: tuple[Tensor, ...] = arguments) -> Any:
+        def mixed_and_gradient(call: Callable[..., Any], arguments: tuple[Tensor, ...] = arguments) -> Any:
             mixed, loss = call(*arguments)
             return mixed, torch.autograd.grad(loss, arguments[2])
 
@@ -368,8 +398,8 @@ def by_hand(bench: Bench) -> str:
             # The draw is left out: np.random.beta breaks the graph, and Inductor of torch 2.13 fails on randperm.
             compiled = torch.compile(in_a_row(hand_step), fullgraph=True)
             calls["by hand, compiled"] = lambda x, y, logits, call=compiled: call(x, y, logits, *draw_by_hand(x))
-        runs: Calls = {name: partial(gradient, call) for name, call in calls.items()}
-        label = [str(tuple(x.shape)), str(classes), mode]
+        runs: Calls = {name: partial(mixed_and_gradient, call) for name, call in calls.items()}
+        label = [shape_of(x.shape), str(classes), mode]
         rows.append([*label, *bench.race(" ".join(["by hand", *label]), runs, [("ours", other) for other in others])])
     header = ["batch", "classes", "mode", "ours, ms", *(f"over {other}" for other in others)]
     return (
@@ -455,7 +485,7 @@ def main() -> None:
         bench = Bench(options.device, QUICK if options.quick else Sizes(), bar)
         bar.write("\n".join(f"{key}: {value}" for key, value in environment(options.device).items()))
         bar.write("\n" + counts())
-        for measure in (mixing, loss, by_hand, training):
+        for measure in (mixing, loss, memory, by_hand, training):
             bar.write("\n" + measure(bench))
 
 
