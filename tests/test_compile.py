@@ -202,7 +202,11 @@ def assert_compiled_as_eager(rows: Sequence[Row], backend: str, **options: Any) 
 
 @pytest.mark.parametrize("part", range(4))
 def test_compiled_equals_eager_for_every_pair_of_options(part: int) -> None:
-    assert_compiled_as_eager(ROWS[part::4], "aot_eager", dynamic=(None, True)[part % 2])
+    assert_compiled_as_eager(ROWS[part::4], "aot_eager")
+
+
+def test_dynamic_sizes_equal_eager() -> None:
+    assert_compiled_as_eager(ROWS[::17], "aot_eager", dynamic=True)
 
 
 def test_inductor_equals_eager_on_its_draw() -> None:
