@@ -11,7 +11,7 @@ from typing import Any
 
 from docutils import nodes
 from latex2mathml.converter import convert
-from sphinx.addnodes import desc_signature, pending_xref
+from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx.util.nodes import make_refnode
@@ -99,11 +99,14 @@ class NamesBecomeLinks(SphinxPostTransform):
     def run(self, **_options: Any) -> None:
         """Sphinx calls this for each page."""
         places = self.places()
+        kept = {*self.document.findall(lambda node: isinstance(node, (nodes.reference, nodes.title, pending_xref)))}
+        if self.env.docname == "coming-from":
+            kept |= {row[0] for row in self.document.findall(nodes.row)}  # the names of other libraries
         for code in list(self.document.findall(nodes.literal)):
             script = re.search(r"(?:^|[ /])(\w+\.py)$", code.astext())
-            name = script[1] if script else re.sub(r"\(.*\)$", "", code.astext())
+            name = script[1] if script else re.sub(r"\(.*\)$| = .*$", "", code.astext())
             ancestor = code.parent
-            while ancestor and not isinstance(ancestor, nodes.reference | nodes.title | pending_xref | desc_signature):
+            while ancestor and ancestor not in kept:
                 ancestor = ancestor.parent
             if len(places[name]) == 1 and not ancestor:
                 page, anchor = min(places[name])
