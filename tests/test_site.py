@@ -25,7 +25,7 @@ SITE = ROOT / "build" / "site"  # where CI takes it from
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --virtual-time-budget=20000 --window-size=1600,1000 --dump-dom"
+    "--disable-component-update --disable-sync --hide-scrollbars --virtual-time-budget=20000 --dump-dom"
 )
 PAGES = ("index", "guide", "reference")
 WIDTHS = (1440, 390)
@@ -38,7 +38,7 @@ MEASURE = r"""<script>addEventListener("load", () => {
   const height = element => element.getBoundingClientRect().height;
   parent.postMessage({
     page: location.pathname.split("/").pop(), width: innerWidth, wide,
-    overflow: document.documentElement.scrollWidth - innerWidth,
+    overflow: document.documentElement.scrollWidth - document.documentElement.clientWidth,
     cut: [...document.querySelectorAll("article math")].filter(
       math => math.getBoundingClientRect().right > innerWidth || !height(math)).length,
     fractions: [...document.querySelectorAll("mfrac")].map(mfrac => height(mfrac) / height(mfrac.firstElementChild)),
@@ -56,8 +56,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     with FileLock(base / "site.lock"):
         if not (log := base / "site.log").exists():
-            # Read everything anew: a page that is not read again does not warn again.
-            command = [sys.executable, "-m", "sphinx", "-q", "-E", "-W", "docs", str(SITE)]
+            shutil.rmtree(SITE, ignore_errors=True)  # a page that is not read again does not warn again
+            command = [sys.executable, "-m", "sphinx", "-q", "-W", "docs", str(SITE)]
             run = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True)
             log.write_bytes(run.stderr if run.returncode else b"")
     assert not log.read_text(), log.read_text()
