@@ -131,7 +131,7 @@ def pages_of_examples(app: Sphinx) -> Iterator[tuple[str, dict[str, Any], str]]:
     """Each example as a page."""
     for name in EXAMPLES:
         code = app.builder.highlighter.highlight_block((ROOT / "examples" / name).read_text(), "python")  # type: ignore[attr-defined]
-        yield f"examples/{name}", {"title": name, "body": f"<h1>examples/{name}</h1>{code}"}, "page.html"
+        yield f"examples/{name}", {"title": name, "body": f"<h1>{name}</h1>{code}"}, "page.html"
 
 
 def setup(app: Sphinx) -> None:
