@@ -59,7 +59,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.rmtree(SITE, ignore_errors=True)  # a page that is not read again does not warn again
             command = [sys.executable, "-m", "sphinx", "-q", "-W", "docs", str(SITE)]
             run = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True)
-            log.write_bytes(run.stderr if run.returncode else b"")
+            log.write_bytes((run.stderr or b"failed") if run.returncode else b"")
     assert not log.read_text(), log.read_text()
     return SITE
 
