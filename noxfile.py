@@ -18,5 +18,5 @@ def tests(session: nox.Session, torch: str) -> None:
     """Semantics, draws, properties and compiled code; the rest of the suite needs the torch of its figures."""
     session.install("-e", ".[test-any-torch]", "torch" if torch == "newest" else f"torch=={torch}")
     session.run("python", "-c", "import torch; print('torch', torch.__version__)")
-    files = ("sampling", "functional", "losses", "modules", "criterion", "properties", "compile")
+    files = ("programs", "numerics", "life", "modules", "draws", "errors", "costs", "devices", "compile")
     session.run("pytest", "mixup_nn", *(f"tests/test_{file}.py" for file in files), *session.posargs)
