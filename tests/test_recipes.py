@@ -515,10 +515,10 @@ def test_joined_boxes_keep_the_share_of_their_image() -> None:
     page = recipe("def detection(", "joined =")
     expected: list[list[tuple[float, ...]]] = [[] for _ in range(page["B"])]
     for i, k, lam in terms(page["mix"]):
-        expected[i] += [(*box, lam) for box in page["boxes"][k].tolist()]
+        expected[i] += [(*box, float(lam)) for box in page["boxes"][k].tolist()]
     for rows, boxes, weights in zip(expected, page["joined"], page["weights"], strict=True):
         assert boxes.shape == (len(rows), 4)
-        close(torch.cat((boxes, weights[:, None]), 1), torch.tensor(rows).view(-1, 5))
+        close(torch.cat((boxes, torch.tensor(weights)[:, None]), 1), torch.tensor(rows).view(-1, 5))
 
 
 @seeds
