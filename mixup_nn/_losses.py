@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook  # the only way to know of hooks for all modules
 
-from ._mix import Mix, align, append_dims, is_floating, kind_of, spans, target_mix
+from ._mix import Mix, align, append_dims, as_dtype, is_floating, kind_of, spans, target_mix
 
 # These need hard labels.
 LABEL_LOSSES = (nn.HingeEmbeddingLoss, nn.MultiLabelMarginLoss, nn.MultiMarginLoss, nn.NLLLoss)
@@ -68,8 +68,10 @@ def mix_loss(loss: Callable[[Any, Tensor], Tensor], input: Any, target: Tensor, 
     """
     loss = uncompiled(loss)
     if _is_plain_cross_entropy(loss) and not is_floating(target):
-        options = {name: getattr(loss, name) for name in ("weight", "ignore_index", "reduction", "label_smoothing")}
-        return mix_cross_entropy(input, target, mix, **options)
+        return mix_cross_entropy(
+            input, target, mix, weight=loss.weight, ignore_index=loss.ignore_index, reduction=loss.reduction,
+            label_smoothing=loss.label_smoothing,
+        )  # fmt: skip
     if hasattr(loss, "update") and hasattr(loss, "compute"):  # a metric: two calls would count each sample twice
         raise TypeError(f"expected a loss without state, got {kind_of(loss)}; see docs: Guide, Accuracy while mixing")
     lam, index = target_mix(target, mix)
@@ -133,9 +135,13 @@ def mix_cross_entropy(
         tensor(0.6269)
     """
     lam, index = target_mix(target, mix)
-    _check_logits(input, target, label_smoothing)
-    labels = target, target.index_select(0, index)
     small = torch.compiler.is_compiling() or input.numel() < LARGE  # compiled, the gradient of nll_loss fuses
+    if target.ndim + 1 != input.ndim or not (small or target.shape == input.shape[:1] + input.shape[2:]):
+        expected = f"class indices of shape (B, *) for logits (B, C, *), here {tuple(input.shape)}"
+        raise ValueError(f"expected {expected}, got {target.dtype} {tuple(target.shape)}; see docs: Criterion, Targets")
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"expected label_smoothing in [0, 1], got {label_smoothing}")
+    labels = target, target.index_select(0, index)
     log_probs, dtype = _log_softmax(input, small)
     if weight is not None and weight.dtype == input.dtype:  # another dtype torch refuses
         weight = weight.to(log_probs.dtype)
@@ -143,8 +149,8 @@ def mix_cross_entropy(
     if lam.ndim == 0 and small and (weight is None or not label_smoothing):
         if label_smoothing:
             log_probs = torch.lerp(log_probs, log_probs.mean(1, keepdim=True), label_smoothing)
-        own, partner = (F.nll_loss(log_probs, y, weight, None, ignore_index, None, reduction) for y in labels)
-        return torch.lerp(partner, own, align(lam, own)).to(dtype)
+        own, partner = [F.nll_loss(log_probs, y, weight, None, ignore_index, None, reduction) for y in labels]
+        return as_dtype(torch.lerp(partner, own, align(lam, own)), dtype)
     losses = _nll(log_probs, labels, weight, ignore_index, label_smoothing, small)
     if reduction != "mean":
         return _reduce(_interpolate(losses, lam), None, reduction).to(dtype)
@@ -177,21 +183,12 @@ def needs_hard_targets(loss: object) -> bool:
     return isinstance(loss, LABEL_LOSSES) or getattr(loss, "log_target", False) is True
 
 
-def _is_plain_cross_entropy(loss: object) -> bool:
+def _is_plain_cross_entropy(loss: object) -> TypeGuard[nn.CrossEntropyLoss]:
     """Whether calling ``loss`` would do nothing else than torch's cross entropy: no subclass, no hooks."""
     if type(loss) is not nn.CrossEntropyLoss or "forward" in loss.__dict__:
         return False
     hooks = loss._forward_hooks, loss._forward_pre_hooks, loss._backward_hooks, loss._backward_pre_hooks
     return not (any(hooks) or _has_any_global_hook())
-
-
-def _check_logits(input: Tensor, target: Tensor, label_smoothing: float) -> None:
-    """Raise where what torch would refuse could pass here."""
-    if target.shape != input.shape[:1] + input.shape[2:]:
-        expected = f"class indices of shape (B, *) for logits (B, C, *), here {tuple(input.shape)}"
-        raise ValueError(f"expected {expected}, got {target.dtype} {tuple(target.shape)}; see docs: Criterion, Targets")
-    if not 0 <= label_smoothing <= 1:
-        raise ValueError(f"expected label_smoothing in [0, 1], got {label_smoothing}")
 
 
 def _unreduced(loss: Any) -> Any:

@@ -43,7 +43,7 @@ class Mix(NamedTuple):
 
     @property
     def share(self) -> Tensor:
-        """The weight of the original in each sample, ``()`` or ``(B,)``: ``lam``, or its mean over the positions."""
+        """The weight of the original in each sample, ``()`` or ``(B,)``. ``lam``, or its mean over positions."""
         return share_of(self.lam)
 
 
@@ -78,13 +78,17 @@ def target_mix(target: Tensor, mix: Mix) -> Mix:
 
 def align(lam: Tensor, value: Tensor) -> Tensor:
     """``lam``, which spans ``value``, in its dtype and with the dimensions of size 1 that broadcast it."""
-    if lam.dtype != value.dtype:  # asked first: a conversion that changes nothing takes as long as an operation
-        lam = lam.to(value.dtype)
+    lam = as_dtype(lam, value.dtype)
     if lam.ndim < 2:
         return append_dims(lam, value.ndim)
     if value.ndim < lam.ndim:
         return lam.squeeze(1)
     return lam if value.ndim == lam.ndim else lam.view(lam.shape[:2] + (1,) * (value.ndim - lam.ndim) + lam.shape[2:])
+
+
+def as_dtype(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """``value`` in ``dtype``. A conversion that changes nothing would take as long as an operation."""
+    return value if value.dtype == dtype else value.to(dtype)
 
 
 def append_dims(value: Tensor, ndim: int) -> Tensor:
@@ -127,7 +131,7 @@ def _checked(name: str, value: Tensor, mix: Mix) -> Mix:
         raise TypeError(f"expected mix to be a Mix, got {kind_of(mix)}; see docs: Criterion, Which mix is used")
     lam, index = mix
     _check_parts(lam, index)
-    if value.shape[:1] != index.shape:
+    if value.ndim == 0 or value.shape[0] != index.shape[0]:
         expected = f"{name} to have the batch size of the mix first, {index.shape[0]}"
         raise ValueError(f"expected {expected}, got shape {tuple(value.shape)}; see docs: Criterion, Which mix is used")
     device = value.device

@@ -32,6 +32,7 @@ class Mixer(nn.Module):
     Raises:
         TypeError: on call, an input that is not a floating-point tensor, or a ``mix`` that is not a :class:`Mix`.
         ValueError: ``p`` is outside [0, 1]; on call, an input whose sizes do not fit the ``mix``.
+        RuntimeError: on call in training mode, on a replica made by ``nn.DataParallel``.
 
     Example:
         The right part of each image, of random width, from the partner:
@@ -97,6 +98,8 @@ class Mixer(nn.Module):
         """Return the mixed batch. A given ``mix`` is applied in training and eval mode alike."""
         if not self.training:
             return input if mix is None else mix_inputs(input, mix)
+        if "_is_replica" in self.__dict__:  # made by nn.DataParallel: the criterion would follow an earlier draw
+            raise RuntimeError("expected no replicas in training, got nn.DataParallel; use DistributedDataParallel")
         mix = self.sample(input) if mix is None else mix
         mixed = mix_inputs(input, mix)
         object.__setattr__(self, "_last_mix", mix)  # what nn.Module does takes as long as an operation

@@ -162,7 +162,7 @@ def cutmix_lam(
     spatial = _cut_sizes(shape, spatial_dims)
     samples = (shape[0] if per_sample else 1,) + (1,) * (len(shape) - 1)
     u, v, *centers = _uniform((2 + len(spatial), *samples), device, generator).unbind()
-    side = (1 - _beta(u, v, alpha)).pow(1 / len(spatial))
+    side = _beta(u, v, alpha, plain=0.0).pow(1 / len(spatial))  # 1 - lam has the distribution of lam
     distances = []  # from the centre to the middle of each pixel, on a scale of 2 for each side of the sample
     for axis, (size, center) in enumerate(zip(spatial, centers, strict=True)):
         middles = torch.arange(1, 2 * size, 2, dtype=torch.float32, device=u.device) / size
@@ -242,13 +242,14 @@ def _cut_sizes(shape: Sequence[int], spatial_dims: int | None) -> Sequence[int]:
     return shape[-cut:]
 
 
-def _beta(u: Tensor, v: Tensor, alpha: float) -> Tensor:
+def _beta(u: Tensor, v: Tensor, alpha: float, plain: float = 1.0) -> Tensor:
+    """Beta(alpha, alpha) from two uniform numbers; ``plain`` where ``alpha`` is 0."""
     t = torch.expm1(torch.log(u) / -alpha).sqrt() * torch.cos(2 * math.pi * v)
     half = torch.asinh(t)  # in eager mode a number in an operation, as in 2 * half, takes as long as two of them
     lam = torch.sigmoid(half + half)  # 1/2 + t / (2 sqrt(1 + t^2)), without its cancellation near 0
     if torch.compiler.is_compiling() or alpha == 0:
         # A compiled graph always compares, and compares tensors: a branch on a number asks for one more graph.
-        lam = torch.where(torch.zeros_like(lam) < alpha, lam, 1)
+        lam = torch.where(torch.zeros_like(lam) < alpha, lam, plain)
     return lam
 
 

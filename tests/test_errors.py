@@ -249,7 +249,7 @@ GUARDS: dict[str, Row] = {
         lambda: MixUpCriterion(CROSS_ENTROPY, MixUp())(LOGITS, Y), RuntimeError, "Which mix", "the plain loss"
     ),
     "linked to an entry": Row(linked_to_an_entry, RuntimeError, "link the choice", "the plain loss"),
-    "on replicas": Row(on_replicas, RuntimeError, "Which mix", "the plain loss"),
+    "on replicas": Row(on_replicas, RuntimeError, "DistributedDataParallel", "an earlier draw"),
     "gradients off": Row(without_gradients, RuntimeError, "criterion.eval()", "the mix of the last training batch"),
     # Draws and mixers
     "alpha of zero": Row(lambda: sample_beta(0), ValueError, "> 0", "NaN"),
