@@ -16,7 +16,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
 PLOT_STYLE = Path(__file__).with_name("pictures.mplstyle")
-GREY, BLUE, GREEN = "#7b818b", "#2f6fde", "#17a673"  # without mixing, with MixUp, with something else
+GREY, BLUE, ORANGE, GREEN = "#7b818b", "#2f6fde", "#e8743a", "#17a673"  # without mixing, MixUp, CutMix, something else
 
 
 class Samples(NamedTuple):
