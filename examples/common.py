@@ -12,6 +12,7 @@ import sklearn.datasets
 import torch
 from einops import rearrange
 from matplotlib.figure import Figure
+from PIL import Image
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
@@ -189,8 +190,10 @@ def report(runs: Runs) -> str:
     return "\n".join(["", scores, "", table(["", "", *metrics], rows), "", *words])
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write a picture and say where. A ``Figure`` made without pyplot needs no display."""
+def save(figure: Figure, path: Path, colors: int | None = None) -> None:
+    """Write a picture, of few ``colors`` if photographs make it large, and say where. No pyplot, so no display."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
+    if colors is not None:
+        Image.open(path).convert("RGB").quantize(colors).save(path, optimize=True)
     print(f"wrote {path}")

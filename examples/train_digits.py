@@ -175,8 +175,9 @@ def draw_accuracy(outcomes: Outcomes) -> Figure:
     for axis, (labels, methods) in zip(axes, outcomes.items(), strict=True):
         axis.set(title=f"trained on {labels}", xlabel="epoch")
         axis.xaxis.get_major_locator().set_params(integer=True)
-        ends = [(draw_curve(axis, runs, color), name, color) for (name, runs), color in zip(methods.items(), COLORS)]
-        label_ends(axis, len(runs[0].accuracies), sorted(ends))
+        curves = zip(methods.items(), COLORS, strict=True)
+        ends = [(draw_curve(axis, runs, color), name, color) for (name, runs), color in curves]
+        label_ends(axis, len(methods["plain"][0].accuracies), sorted(ends))
     return figure
 
 

@@ -28,7 +28,7 @@ SMALLEST = {
     "train_text": TRAINED_ONCE,
 }
 PICTURES = {
-    "gallery": {"density.png", "mixers.png", "mixup.png", "moons.png"},
+    "gallery": {"density.png", "mixup.png", "moons.png"},
     "train_digits": {"accuracy.png"},
 }
 NOT_RUN_HERE = {"common", "train_distributed"}  # not a script; run by torchrun in test_distributed.py
