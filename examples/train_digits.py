@@ -19,14 +19,14 @@ test accuracy over the epochs, accuracy.png.
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from functools import cache, partial
-from itertools import accumulate, cycle, product
+from itertools import accumulate, cycle, product, starmap
 from math import floor
 from multiprocessing import get_context
 from statistics import fmean
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -121,7 +121,7 @@ def regmixup_loss(criterion: MixUpCriterion, output: Tensor, y: Tensor) -> Tenso
 
 
 def train_once(method: str, noise: float, seed: int, args: Namespace) -> Outcome:
-    """A run from fresh weights, in a process of its own."""
+    """A run from fresh weights, on one thread."""
     torch.set_num_threads(1)  # so small a net gains nothing from more
     train, held_out, test = (Samples(*(part.to(args.device) for part in samples)) for samples in data())
     torch.manual_seed(seed)
@@ -139,6 +139,15 @@ def train_once(method: str, noise: float, seed: int, args: Namespace) -> Outcome
     fit(model, loss, noisy, lr=args.lr, seed=seed, after_epoch=after_epoch, **options)
     covered = evaluate(model, test._replace(input=cover(test.input, seed))).accuracy
     return Outcome(accuracies, covered, evaluate(model, test).loss, tempered_nll(model, held_out, test))
+
+
+def side_by_side(settings: Sequence[tuple[Any, ...]], jobs: int) -> Iterator[Outcome]:
+    """Train once with each of the settings, in their order, ``jobs`` of them at a time."""
+    if jobs == 1:
+        yield from starmap(train_once, settings)
+        return
+    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+        yield from pool.map(train_once, *zip(*settings, strict=True))
 
 
 def cover(images: Tensor, seed: int) -> Tensor:
@@ -224,13 +233,11 @@ def main() -> None:
     args = parser.parse_args()
     noises = {"clean labels": 0.0, f"{args.noise:.0%} random labels": args.noise}
     outcomes: Outcomes = {labels: {method: [] for method in METHODS} for labels in noises}
-    with ProcessPoolExecutor(args.jobs, get_context("spawn")) as pool:
-        runs = {
-            pool.submit(train_once, method, noises[labels], seed, args): outcomes[labels][method]
-            for seed, labels, method in product(range(args.seeds), noises, METHODS)
-        }
-        for run in tqdm(as_completed(runs), total=len(runs), unit="run"):
-            runs[run].append(run.result())
+    runs = list(product(range(args.seeds), noises, METHODS))
+    settings = [(method, noises[labels], seed, args) for seed, labels, method in runs]
+    bar = tqdm(side_by_side(settings, args.jobs), total=len(runs), unit="run")
+    for (_, labels, method), outcome in zip(runs, bar, strict=True):
+        outcomes[labels][method].append(outcome)
     style.use(PLOT_STYLE)
     save(draw_accuracy(outcomes), args.out / "accuracy.png")
     print("\nTest accuracy and NLL, mean ± standard deviation over the seeds:\n")
