@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
 TRAINED_ONCE = ["--epochs=1", "--seeds=1"]
 RECIPE = ["--epochs=2", "--unmixed-epochs=1", "--seeds=1", "--batch-size=250"]
-DIGITS = [*TRAINED_ONCE, "--jobs=1"]
+DIGITS = [*TRAINED_ONCE, "--jobs=1"]  # other processes return to the real __main__, which is pytest here
 SMALLEST = {
     "benchmark": ["--quick"],
     "gallery": ["--quick"],
