@@ -12,11 +12,12 @@ import sklearn.datasets
 import torch
 from einops import rearrange
 from matplotlib.figure import Figure
+from PIL import Image
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
 PLOT_STYLE = Path(__file__).with_name("pictures.mplstyle")
-GREY, BLUE, GREEN = "#7b818b", "#2f6fde", "#17a673"  # without mixing, with MixUp, with something else
+GREY, BLUE, ORANGE, GREEN = "#7b818b", "#2f6fde", "#e8743a", "#17a673"  # no mixing, MixUp, CutMix, others
 
 
 class Samples(NamedTuple):
@@ -69,10 +70,11 @@ def load_digits(device: torch.device | str = "cpu") -> tuple[Samples, Samples]:
 
 
 def redraw(labels: Tensor, share: float, seed: int) -> Tensor:
-    """Replace each label with probability ``share`` by one of the ten digits, drawn uniformly."""
+    """Replace each label with probability ``share`` by one of the classes, drawn uniformly."""
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.rand(labels.shape, generator=generator) < share
-    return torch.where(chosen, torch.randint(10, labels.shape, generator=generator), labels.cpu()).to(labels.device)
+    drawn = torch.randint(int(labels.max()) + 1, labels.shape, generator=generator)
+    return torch.where(chosen, drawn, labels.cpu()).to(labels.device)
 
 
 def small_cnn() -> nn.Module:
@@ -189,8 +191,10 @@ def report(runs: Runs) -> str:
     return "\n".join(["", scores, "", table(["", "", *metrics], rows), "", *words])
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write a picture and say where. A ``Figure`` made without pyplot needs no display."""
+def save(figure: Figure, path: Path, colors: int | None = None) -> None:
+    """Write a picture, of few ``colors`` if photographs make it large, and say where. No pyplot, so no display."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
+    if colors is not None:
+        Image.open(path).convert("RGB").quantize(colors).save(path, optimize=True)
     print(f"wrote {path}")
