@@ -191,7 +191,7 @@ def assert_compiled_as_eager(rows: Sequence[Row], backend: str, **options: Any) 
     for each, (mixed, loss) in zip(programs, outputs, strict=True):
         values, leaves = each.expected(), each.leaves()
         half = each.row["autocast"] or each.row["dtype"] == torch.bfloat16
-        close = {"atol": 0.05 if half else 1e-5, "rtol": 0.05 if half else 1e-5}
+        close: dict[str, Any] = {"atol": 0.05 if half else 1e-5, "rtol": 0.05 if half else 1e-5}
         assert mixed.stride() == values[0].stride(), each.row
         torch.testing.assert_close((mixed, loss), values, **close, msg=f"values of {each.row}")
         wanted = gradients(values[1], leaves)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from fractions import Fraction
@@ -55,9 +55,9 @@ def assert_independent(first: Array, second: Array) -> None:
     for column in (first, second):
         _, codes, counts = np.unique(column, return_inverse=True, return_counts=True)
         columns.append(np.where(counts[codes] < len(column) / 100 + 20, -1, codes))
-    codes = [np.unique(column, return_inverse=True)[1] for column in columns]
-    table = np.zeros([code.max() + 1 for code in codes])
-    np.add.at(table, tuple(codes), 1)
+    places = [np.unique(column, return_inverse=True)[1] for column in columns]
+    table = np.zeros([place.max() + 1 for place in places])
+    np.add.at(table, tuple(places), 1)
     if min(table.shape) > 1:
         assert stats.chi2_contingency(table).pvalue > LEVEL
 
@@ -106,7 +106,7 @@ def boxes_of(lam: Tensor) -> Array:
     ends, box = [], np.ones_like(inside)
     for axis, size in enumerate(inside.shape[1:], 1):
         others = tuple(other for other in range(1, inside.ndim) if other != axis)
-        along = inside.any(others)
+        along = np.asarray(inside.any(axis=others))
         ends.append((along.argmax(1), np.where(along.any(1), size - along[:, ::-1].argmax(1), 0)))
         box &= along.reshape(-1, *(size if other == axis else 1 for other in range(1, inside.ndim)))
     assert (box == inside).all()
@@ -135,7 +135,7 @@ class Program(nn.Module):
         self.draws = list(draws)
 
     def forward(self, *inputs: Tensor) -> list[tuple[Tensor, Tensor]]:
-        return [tuple(draw(*inputs)) for draw in self.draws]
+        return [(mix.lam, mix.index) for mix in (draw(*inputs) for draw in self.draws)]
 
 
 def program(source: str, draws: Sequence[Draw], *inputs: Tensor, dynamic: bool = False) -> Callable[..., Any]:
@@ -336,7 +336,7 @@ Law = dict[tuple[float, float], float]
 
 def law(mixer: Mixer) -> Law:
     """The probability of each pair of weights of two samples, by recursion over what is chosen."""
-    drawn: Counter[tuple[float, float]] = Counter()
+    drawn: defaultdict[tuple[float, float], float] = defaultdict(float)
     if isinstance(mixer, RandomChoice):
         laws, own = [law(entry) for entry in mixer.mixers if isinstance(entry, Mixer)], mixer.per_sample
         weights = [weight / sum(mixer.weights) for weight in mixer.weights]
@@ -355,7 +355,7 @@ def law(mixer: Mixer) -> Law:
             drawn[a, b] += 1 / 4
         for a in () if own else (mixer.values[0], mixer.values[-1]):
             drawn[a, a] += 1 / 2
-    gated: Counter[tuple[float, float]] = Counter()
+    gated: defaultdict[tuple[float, float], float] = defaultdict(float)
     for (a, b), q in drawn.items():
         gated[a, b] += q * mixer.p * (mixer.p if own else 1)
         gated[1, 1] += q * (1 - mixer.p) * ((1 - mixer.p) if own else 1)
@@ -552,7 +552,7 @@ def test_a_mixer_draws_as_the_function_of_its_options(sample: Draw, kind: type[M
     default = 0.2 if kind is MixUp else 1.0
     assert equal(after_seed(9, sample, 16, **per), after_seed(9, sample, 16, default, p=1.0, **per))
     assert equal(after_seed(9, kind(**per).sample, input), after_seed(9, sample, 16, default, **per))
-    assert after_seed(9, sample, 16).lam.shape == ((), (1, 1, 6, 9))[kind is CutMix]
+    assert after_seed(9, sample, 16).lam.shape == (() if kind == MixUp else (1, 1, 6, 9))
     half = after_seed(1, sample, 16, Fraction(1, 2), p=np.float32(0.5), **per)
     assert equal(half, after_seed(1, sample, 16, 0.5, p=0.5, **per))
     for size in (0, 1):
