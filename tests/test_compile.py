@@ -437,6 +437,11 @@ def test_new_weights_of_a_choice_are_those_of_the_next_call() -> None:
         assert (min(values), max(values)) == (low, high)
 
 
+def test_alpha_of_0_leaves_the_batch_as_it_is() -> None:
+    mixers, (input, _) = [MixUp(0.0), CutMix(0.0), CutMix(0.0, per_sample=True)], images()
+    assert all(torch.equal(output, input) for output in compiled(Parallel(mixers), backend="eager")(input))
+
+
 # Errors and copies
 
 
@@ -457,6 +462,7 @@ def test_errors_are_those_of_the_library(fullgraph: bool) -> None:
     assert_raises(RuntimeError, "to have mixed a batch, got none", loss_of, output, target)
     assert_raises(ValueError, "expected inputs (B, C, *spatial)", mix, output)
     mix(input)
+    assert_raises(ValueError, "with the positions of mix.lam", mix, input[..., :1], mixer.last_mix)
     message = "batch size of the mix first, 6, got shape (4,)"
     assert_raises(ValueError, message, loss_of, output[:4], target[:4])
     with torch.no_grad():

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from mixup_nn import CutMix, Mix, Mixer, MixUp, MixUpCriterion
+from mixup_nn._mix import input_mix, target_mix
 from mixup_nn.functional import mix_targets, mixup_batch
 
 from .cases import MIXERS, Operations, each_mixer
@@ -152,6 +153,13 @@ def test_a_read_a_move_or_a_mask_would_be_seen(plant: Callable[[Tensor], Tensor]
 
     with pytest.raises((AssertionError, RuntimeError, NotImplementedError)), OnlyMeta():
         Faulty(per_sample=True)(meta(8, 3))
+
+
+@pytest.mark.parametrize("lam, index", (("cpu", "meta"), ("meta", "cpu"), ("cpu", "cpu")))
+def test_a_mix_follows_the_tensor_whichever_part_is_elsewhere(lam: str, index: str) -> None:
+    mix = Mix(torch.tensor(0.3, device=lam), torch.arange(8, device=index))
+    for door, value in ((input_mix, meta(8, 3)), (target_mix, labels(8))):
+        assert [part.device.type for part in door(value, mix)] == ["meta", "meta"]
 
 
 # What a hidden layer costs

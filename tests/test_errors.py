@@ -173,6 +173,7 @@ GUARDS: dict[str, Row] = {
     "target of other positions": Row(
         lambda: mix_targets(torch.zeros(4, 3, 3), BOX), ValueError, "(4, 3, 3)", "the share, or words about sizes"
     ),
+    "target of mixup_batch": Row(lambda: mixup_batch(X, Y[:3]), ValueError, "batch size", "partners that do not exist"),
     # Targets
     "class indices without num_classes": Row(lambda: mix_targets(Y, MIX), TypeError, "num_classes", "a size of None"),
     "bool for labels": Row(lambda: mix_targets(SOFT > 0.5, MIX, 3), TypeError, "bool", "multi-hot read as indices"),
@@ -218,6 +219,10 @@ GUARDS: dict[str, Row] = {
     ),
     "a loss per column": Row(
         lambda: mix_loss(lambda a, b: (a - b).square().mean(2), X, X.flip(0), BOX), ValueError, "(4, 3, 6)", "broadcast"
+    ),
+    "a loss per class": Row(
+        lambda: mix_loss(lambda a, b: (a - b).square().mean((2, 3), keepdim=True), X, X.flip(0), BOX),
+        ValueError, "(4, 3, 1, 1)", "enlarged to the map of lam",
     ),
     # The criterion
     "class for a loss": Row(lambda: MixUpCriterion(nn.MSELoss), TypeError, "MSELoss()", "a tensor has no truth value"),  # type: ignore[arg-type]

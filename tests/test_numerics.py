@@ -295,3 +295,46 @@ def test_a_loss_compiled_in_place_is_unreduced_without_its_compilation() -> None
     loss, (input, target) = nn.MSELoss(), torch.randn(2, 4, 3)
     loss.compile()
     assert torch.equal(mix_loss(loss, input, target, PER_SAMPLE), mix_loss(nn.MSELoss(), input, target, PER_SAMPLE))
+
+
+# What only some combinations of options show
+
+
+@pytest.mark.usefixtures("either_size")
+@pytest.mark.parametrize("label_smoothing", (0.0, 0.1))
+def test_two_means_keep_their_denominators_where_partners_repeat(label_smoothing: float) -> None:
+    logits, weight, index = torch.randn(4, 3), torch.tensor([1.0, 2.0, 5.0]), torch.tensor([1, 1, 2, 1])
+    options: dict[str, Any] = {"weight": weight, "label_smoothing": label_smoothing}
+    own, partner = (F.cross_entropy(logits, y, **options) for y in (INDICES, INDICES[index]))
+    ours = mix_cross_entropy(logits, INDICES, Mix(torch.tensor(0.3), index), **options)
+    torch.testing.assert_close(ours, 0.3 * own + 0.7 * partner)
+
+
+def test_bytes_as_labels_are_compared_as_numbers() -> None:
+    log_probs, labels = torch.randn(4, 200).log_softmax(1), torch.tensor([0, 156, 156, 7])
+    ours = [mix_loss(nn.NLLLoss(), log_probs, y, PER_SAMPLE) for y in (labels, labels.byte())]
+    assert torch.equal(*ours)
+
+
+@pytest.mark.parametrize("index", (-1, -100, -255))
+def test_every_negative_index_is_a_row_of_zeros(index: int) -> None:
+    dense = mix_targets(torch.tensor([2, index]), Mix(torch.tensor(1.0), HALF.index), 3)
+    assert dense.tolist() == [[0, 0, 1], [0, 0, 0]]
+
+
+def test_a_loss_compiled_in_place_is_reduced_by_its_weights() -> None:
+    loss, input, target = nn.MSELoss(), torch.randn(4, 3), torch.randn(4, 3)
+    expected = mix_loss(loss, input, target, PER_SAMPLE)
+    loss.compile(backend="eager")
+    loss(input, target)  # with the old reduction
+    torch.testing.assert_close(mix_loss(loss, input, target, PER_SAMPLE), expected)
+
+
+def test_a_forward_set_on_cross_entropy_is_called() -> None:
+    seen: list[Tensor] = []
+    loss = nn.CrossEntropyLoss()
+    loss.forward = lambda input, target: seen.append(target) or input.sum()  # type: ignore[method-assign, func-returns-value]
+    for mode in (None, False):
+        MixUpCriterion(loss, interpolate_loss=mode)(torch.randn(4, 3), INDICES, SCALAR)
+    assert torch.equal(seen[1], INDICES[CYCLE])
+    assert torch.equal(seen[2], mix_targets(INDICES, SCALAR, 3))
