@@ -7,8 +7,8 @@ The pictures are drawn here: a disc and a square of random size, place and brigh
 uncertain. The criterion handles both: MixUp gives each pixel two labels and their weights, CutMix the label of the
 picture that the pixel comes from, and an ignored label adds nothing to the loss or its denominator.
 
-With 50 pictures to train on, CutMix gains a little accuracy (0.912 against 0.907) and both are better calibrated. With
-``--epochs 30`` there is no clear difference in accuracy yet.
+With 50 pictures to train on there is no clear difference in accuracy. CutMix has the lower loss (0.206 against 0.224),
+and both are better calibrated.
 
 Prints the test scores after the last epoch, over the pixels that are not ignored.
 """

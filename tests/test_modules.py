@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import itertools
 from collections.abc import Callable, Iterator
@@ -36,6 +37,7 @@ from .cases import (
     refused,
     slow_vmap,
     tenfold,
+    through_pickle,
 )
 
 Make = Callable[[], Mixer]
@@ -388,6 +390,15 @@ def test_a_choice_refuses_what_it_would_never_call(wrong: Mixer, later: bool) ->
     choice.mixers[1] = wrong if later else CutMix()
     with refused(TypeError):
         _ = choice(IMAGES) if later else RandomChoice([MixUp(), wrong])
+
+
+@pytest.mark.parametrize("copy_of", (copy.copy, copy.deepcopy, through_pickle))
+@each_mixer
+def test_a_copy_made_in_eval_mode_carries_no_draw(make: Make, copy_of: Callable[[Mixer], Mixer]) -> None:
+    mixer = make()
+    mixer(IMAGES)
+    assert copy_of(mixer.eval()).train().last_mix is None
+    assert mixer.train().last_mix is not None
 
 
 def test_a_choice_takes_another_entry_by_append() -> None:
