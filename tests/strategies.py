@@ -101,10 +101,11 @@ def targets(draw: Draw, /) -> tuple[Tensor, Mix]:
     )
     shape = tuple(draw(st.lists(sizes, max_size=3)))
     if mix.lam.ndim > 2 and draw(st.booleans()):
-        shape = (*draw(st.sampled_from([(), (2,)])), *mix.lam.shape[2:])
+        near = [draw(st.sampled_from([size, size, 1, size + 1])) for size in mix.lam.shape[2:]]  # fits, or just not
+        shape = (*draw(st.sampled_from([(), (2,)])), *near)
     if draw(st.booleans()):
         return random(draw, (batch_size, *shape), 0, 1), mix
-    return draw(labels((batch_size, *shape), 3, ignored=-100)), mix
+    return draw(labels((batch_size, *shape), 3, ignored=draw(st.sampled_from([-100, -1])))), mix
 
 
 @st.composite

@@ -22,7 +22,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint
 
 from mixup_nn import CutMix, Mix, Mixer, MixUp, MixUpCriterion, RandomChoice
-from mixup_nn.functional import mix_inputs, mix_targets, mixup_batch
+from mixup_nn.functional import mix_cross_entropy, mix_inputs, mix_targets, mixup_batch
 from mixup_nn.sampling import sample_cutmix, sample_mixup
 
 from .cases import MIXERS, applied, each_mixer, every_lam, lams_of, through_pickle
@@ -209,6 +209,26 @@ def many_backwards() -> Iterator[None]:
 @pytest.mark.parametrize("part", range(3))
 def test_compiled_equals_eager_for_every_pair_of_options(part: int) -> None:
     assert_compiled_as_eager(ROWS[part::3], "aot_eager")
+
+
+def test_cross_entropy_equals_eager_for_all_options_together() -> None:
+    """Pairs of options do not meet three: a lam per sample, an ignored class, autocast."""
+    logits, labels = torch.randn(4, CLASSES, 8, 8), torch.randint(CLASSES, (4, 8, 8))
+    cases = list(product(LAMS.values(), (False, True), (None, WEIGHT), (-100, 1), (0.0, 0.1), ("none", "mean")))
+
+    def every(logits: Tensor) -> list[Tensor]:
+        losses = []
+        for mix, half, weight, ignored, smoothing, reduction in cases:
+            options: dict[str, Any] = {"ignore_index": ignored, "label_smoothing": smoothing, "reduction": reduction}
+            with torch.autocast("cpu", torch.bfloat16, enabled=half):
+                input = logits.bfloat16() if half else logits
+                weight = weight if weight is None else weight.to(input.dtype)
+                losses.append(mix_cross_entropy(input, labels, mix, weight=weight, **options))
+        return losses
+
+    for case, got, expected in zip(cases, compiled(every, backend="eager")(logits), every(logits), strict=True):
+        tolerance = 0.05 if case[1] else 1e-5
+        torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance, msg=f"loss of {case}")
 
 
 @pytest.mark.usefixtures("many_backwards")

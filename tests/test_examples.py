@@ -115,4 +115,4 @@ def test_the_counted_table_of_the_benchmark_is_the_same_every_time(monkeypatch: 
     table = counts()
     assert table == counts()
     mixup = next(line for line in table.splitlines() if "| MixUp " in line)
-    assert " (2.50) " in mixup  # index_select reads and writes a batch, lerp_ reads two and writes one: 5 over 2
+    assert "\u00a0(2.50) " in mixup  # index_select reads and writes a batch, lerp_ reads two and writes one: 5 over 2

@@ -208,6 +208,15 @@ def test_cross_entropy_is_the_oracle_with_gradients(program: Program) -> None:
     check_program(program)
 
 
+@given(programs(kinds=[kind for kind in KINDS if kind.module is nn.CrossEntropyLoss], forms=["module"]), st.data())
+def test_one_lam_per_batch_keeps_both_denominators(program: Program, data: st.DataObject) -> None:
+    """Of the means of torch, which differ where partners repeat: with class weights, or where some are ignored."""
+    assume(program.of_indices)
+    partners = st.lists(st.integers(0, (size := len(program.target)) - 1), min_size=size, max_size=size)
+    mix = Mix(torch.tensor(data.draw(st.floats(0.125, 0.875)), dtype=torch.float64), torch.tensor(data.draw(partners)))
+    check_program(program._replace(mix=mix, options={**program.options, "reduction": "mean"}))
+
+
 def moved(program: Program) -> Program:
     return program._replace(
         output=program.output.to("meta"), target=program.target.to("meta"), mix=on_meta(program.mix)
