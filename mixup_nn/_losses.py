@@ -68,10 +68,8 @@ def mix_loss(loss: Callable[[Any, Tensor], Tensor], input: Any, target: Tensor, 
     """
     loss = uncompiled(loss)
     if _is_plain_cross_entropy(loss) and not is_floating(target):
-        return mix_cross_entropy(
-            input, target, mix, weight=loss.weight, ignore_index=loss.ignore_index, reduction=loss.reduction,
-            label_smoothing=loss.label_smoothing,
-        )  # fmt: skip
+        options: dict[str, Any] = {"reduction": loss.reduction, "label_smoothing": loss.label_smoothing}
+        return mix_cross_entropy(input, target, mix, weight=loss.weight, ignore_index=loss.ignore_index, **options)
     if hasattr(loss, "update") and hasattr(loss, "compute"):  # a metric: two calls would count each sample twice
         raise TypeError(f"expected a loss without state, got {kind_of(loss)}; see docs: Guide, Accuracy while mixing")
     lam, index = target_mix(target, mix)

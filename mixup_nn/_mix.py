@@ -118,8 +118,7 @@ def _is_per_position(target: Tensor, spatial: Sequence[int]) -> bool:
         return True
     if len(sizes) > 1 or (len(sizes) == 1 and not floating):
         expected = f"a target (B,) or floating (B, K), or of the positions of mix.lam, {tuple(spatial)}"
-        got = f"{target.dtype} of shape {tuple(target.shape)}"
-        raise ValueError(f"expected {expected}, got {got}; see docs: Criterion, Targets")
+        raise ValueError(f"expected {expected}, got {target.dtype} {tuple(target.shape)}; see docs: Criterion, Targets")
     return False
 
 

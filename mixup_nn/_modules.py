@@ -1,6 +1,5 @@
 """The mixers: modules that draw a mix and apply it."""
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -9,6 +8,8 @@ from torch import Tensor, nn
 from . import sampling
 from ._mix import Mix, kind_of
 from .functional import mix_inputs
+
+Weights = Sequence[float]
 
 
 class Mixer(nn.Module):
@@ -269,12 +270,7 @@ class RandomChoice(Mixer):
     """
 
     def __init__(
-        self,
-        mixers: Iterable[Mixer],
-        weights: Sequence[float] | None = None,
-        *,
-        p: float = 1.0,
-        per_sample: bool = False,
+        self, mixers: Iterable[Mixer], weights: Weights | None = None, *, p: float = 1.0, per_sample: bool = False
     ) -> None:
         super().__init__(p=p)
         if not isinstance(mixers, Iterable):
@@ -293,12 +289,12 @@ class RandomChoice(Mixer):
         return (1.0,) * len(self.mixers) if self._weights is None else self._weights
 
     @weights.setter
-    def weights(self, weights: Sequence[float] | None) -> None:
+    def weights(self, weights: Weights | None) -> None:
         self._weights = None if weights is None else self._checked_weights(weights)
 
-    def _checked_weights(self, weights: Sequence[float]) -> tuple[float, ...]:
+    def _checked_weights(self, weights: Weights) -> tuple[float, ...]:
         numbers = tuple(float(weight) for weight in weights)
-        if len(numbers) != len(self.mixers) or min(numbers) < 0 or not 0 < sum(numbers) < math.inf:
+        if len(numbers) != len(self.mixers) or min(numbers) < 0 or not 0 < sum(numbers) < float("inf"):
             expected = f"{len(self.mixers)} numbers >= 0, one for each mixer and not all of them 0"
             raise ValueError(f"expected weights to be {expected}, got {numbers}")
         return numbers
