@@ -73,8 +73,8 @@ def test_example_runs(
 
 
 @pytest.mark.filterwarnings("default")
-def test_train_digits_compiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run("train_digits", [*DIGITS, "--compile", f"--out={tmp_path}"], monkeypatch)
+def test_train_manifold_compiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run("train_manifold", [*TRAINED_ONCE, "--compile", f"--out={tmp_path}"], monkeypatch)
 
 
 @pytest.mark.filterwarnings("default")
