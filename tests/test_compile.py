@@ -26,7 +26,7 @@ from mixup_nn.functional import mix_cross_entropy, mix_inputs, mix_targets, mixu
 from mixup_nn.sampling import sample_cutmix, sample_mixup
 
 from .cases import MIXERS, applied, each_mixer, every_lam, lams_of, through_pickle
-from .versions import EXPORT_RESTORES, FEWEST_LOOPS, MESSAGES, PROPERTIES_OF_A_MIX, UNKNOWN_SIZES
+from .versions import COPIES_OF_A_LOSS, EXPORT_RESTORES, FEWEST_LOOPS, MESSAGES, PROPERTIES_OF_A_MIX, UNKNOWN_SIZES
 
 CLASSES = 10  # from 8 on Inductor does not unroll a row of logits
 LAMS = lams_of(8, 8)
@@ -205,6 +205,7 @@ def many_backwards() -> Iterator[None]:
         yield
 
 
+@COPIES_OF_A_LOSS.required
 @pytest.mark.usefixtures("many_backwards")
 @pytest.mark.parametrize("part", range(3))
 def test_compiled_equals_eager_for_every_pair_of_options(part: int) -> None:
@@ -231,11 +232,13 @@ def test_cross_entropy_equals_eager_for_all_options_together() -> None:
         torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance, msg=f"loss of {case}")
 
 
+@COPIES_OF_A_LOSS.required
 @pytest.mark.usefixtures("many_backwards")
 def test_dynamic_sizes_equal_eager() -> None:
     assert_compiled_as_eager(ROWS[::17], "aot_eager", dynamic=True)
 
 
+@COPIES_OF_A_LOSS.required
 @pytest.mark.usefixtures("many_backwards")
 def test_inductor_equals_eager_on_its_draw() -> None:
     rows = [row for row in ROWS if row["training"] and row["mix"] == "linked" and not row["autocast"]]
