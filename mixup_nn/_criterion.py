@@ -121,13 +121,15 @@ class MixUpCriterion(nn.Module):
         mixer = self.mixer
         if mixer is None or not (self.training and mixer.training):
             return None
-        mix, linked, page = mixer.last_mix, kind_of(mixer), "see docs: Criterion, Which mix is used"
+        mix, page = mixer.last_mix, "see docs: Criterion, Which mix is used"
         if mix is None:
             hint = "(an entry of a choice mixes none: link the choice)"
-            raise RuntimeError(f"expected the linked {linked} to have mixed a batch, got none {hint}; {page}")
+            raise RuntimeError(f"expected the linked {kind_of(mixer)} to have mixed a batch, got none {hint}; {page}")
         if not torch.is_grad_enabled():
             fix = "validate in criterion.eval(), or pass the mix"
-            raise RuntimeError(f"{fix}: expected gradients while the linked {linked} trains, got them off; {page}")
+            raise RuntimeError(
+                f"{fix}: expected gradients while the linked {kind_of(mixer)} trains, got them off; {page}"
+            )
         return mix
 
     def _interpolates_loss(self, input: Any, target: Tensor) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import io
 import os
 import pickle
@@ -21,6 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from mixup_nn import CutMix, Mix, Mixer, MixUp, RandomChoice
+
+from .reference import share
 
 RANKS = 2
 CYCLE = torch.tensor([2, 3, 1, 0])
@@ -89,12 +90,6 @@ LOSSES: dict[type[nn.Module], Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-def share(mix: Mix, i: int) -> Tensor:
-    """The weight of the whole of a sample."""
-    lam = mix.lam.double()
-    return (lam if lam.ndim == 0 else lam[i % len(lam)]).mean()
-
-
 def mixed_by_loops(input: Tensor, mix: Mix) -> Tensor:
     """The formula of the paper, one sample at a time."""
     lam = [mix.lam if mix.lam.ndim == 0 else mix.lam[i % len(mix.lam)] for i in range(len(input))]
@@ -150,13 +145,6 @@ def results_of_ranks(work: Callable[[], Any], folder: Path) -> list[Any]:
     """What ``work`` returned in each process of a group; raises with the traceback of a process that failed."""
     spawn(run_rank, (work, folder), nprocs=RANKS)
     return [torch.load(folder / f"{rank}.pt") for rank in range(RANKS)]
-
-
-def unreduced(loss: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
-    """A copy of the loss in float64 that returns every element."""
-    copied = copy.deepcopy(loss).double()
-    copied.reduction = "none"  # type: ignore[assignment]
-    return copied
 
 
 class Operations(TorchDispatchMode):

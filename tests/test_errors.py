@@ -358,4 +358,4 @@ def test_the_pages_that_errors_name_exist() -> None:
     named = set(re.findall(r"see docs: ([A-Z]\w+), ([\w ]+)", source))
     assert len(named) > 5
     for page, section in named:
-        assert re.search(rf"^#+ {section}$", pages[page].read_text(), re.MULTILINE), (page, section)
+        assert re.search(rf"^##+ {section}$", pages[page].read_text(), re.MULTILINE), (page, section)

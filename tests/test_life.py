@@ -21,11 +21,11 @@ from .cases import (
     loss_by_loops,
     mixed_by_loops,
     refused,
-    share,
     tenfold,
     through_pickle,
     through_torch_save,
 )
+from .reference import share
 
 
 class Same(MixUp):

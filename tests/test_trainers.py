@@ -13,10 +13,9 @@ import pytest
 import torch
 from accelerate.utils import concatenate  # type: ignore[import-untyped]
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset, default_collate
+from torch.utils.data import DataLoader, TensorDataset
 
-from mixup_nn import Mix, Mixer, MixUp, MixUpCriterion
-from mixup_nn.functional import mix_inputs
+from mixup_nn import Mix, MixUp, MixUpCriterion
 from mixup_nn.sampling import sample_mixup
 
 from .cases import RANKS, applied, results_of_ranks
@@ -254,32 +253,11 @@ def test_fastai_returns_probabilities() -> None:
 # Loaders, and an attribute of a Sequential
 
 
-def mix_batch(mixer: Mixer, samples: list[tuple[Tensor, Tensor]]) -> Mix:
-    return mixer.sample(default_collate(samples)[0])
-
-
-def test_p_never_reaches_persistent_workers() -> None:
-    mixer = MixUp(1.0, per_sample=True)
-    collate = partial(mix_batch, mixer)
-    loader = DataLoader(LOADER.dataset, 4, collate_fn=collate, num_workers=1, persistent_workers=True)
-    for p in (1.0, 0.0):
-        mixer.p = p
-        assert all((mix.lam < 1).all() for mix in loader)
-
-
 def test_accelerate_joins_a_mix_as_if_it_held_samples() -> None:
     mixes = [sample_mixup(4, per_sample=True) for _ in range(2)]
     assert torch.equal(concatenate(mixes).index[4:], mixes[1].index)  # samples of the first batch
     with pytest.raises(RuntimeError, match="zero-dimensional"):
         concatenate([sample_mixup(4) for _ in range(2)])
-
-
-def test_a_sequential_calls_an_attribute_as_its_last_layer_and_mixes_the_logits() -> None:
-    mixer, net = MixUp(1.0, per_sample=True), nn.Sequential(nn.Linear(4, 3))
-    net.mixer = mixer
-    mixed = mixer(INPUT)
-    torch.testing.assert_close(net(mixed), mix_inputs(net[0](mixed), applied(mixer)))
-    assert applied(mixer).lam.min() < 1
 
 
 def test_flags_of_timm_take_the_spatial_dims_of_clips() -> None:
