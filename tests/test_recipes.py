@@ -1,4 +1,4 @@
-"""Every recipe of docs/recipes.md, taken from the page, against the formula of its paper in loops and in float64."""
+"""Every recipe of docs/recipes.md against the formula of its paper in loops and in float64, and docs/criterion.md."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import cmath
 import copy
 import itertools
 import math
+import sys
+import types
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -20,7 +22,8 @@ from mixup_nn.sampling import sample_beta
 
 from .cases import MIXERS, applied
 from .reference import mixed, one_hot, pairs, positions, share
-from .test_package import run_blocks
+from .strategies import KINDS
+from .test_package import FENCE, ROOT
 
 Page = dict[str, Any]
 Draw = Callable[[Page, Tensor], tuple[Tensor, Mix]]  # the mixed batch, and the mix for its targets
@@ -28,10 +31,31 @@ PARTNERS = torch.tensor([3, 0, 1, 5, 2, 4])
 seeds = pytest.mark.parametrize("seed", range(3))
 
 
-def recipe(*blocks: str, seed: int = 0) -> Page:
-    """The names that the first block of the page and those with these strings define."""
+def recipe(*blocks: str, seed: int = 0, of: str = "recipes", **names: Any) -> Page:
+    """What the first block of a page defines, changed by ``names``, and then those with these strings."""
     torch.manual_seed(seed)
-    return run_blocks("docs/recipes.md", "import torch\n", *blocks)
+    first, *others = FENCE.findall((ROOT / "docs" / f"{of}.md").read_text())
+    module = types.ModuleType(f"{of}_{len(sys.modules)}")
+    sys.modules[module.__name__] = module  # where Dynamo looks for it
+    page = vars(module)
+    exec(first, page)
+    page.update(names)
+    found = [block for block in others if any(each in block for each in blocks)]
+    assert len(found) == len(blocks)
+    for block in found:
+        exec(block, page)
+    return page
+
+
+DEFINES = (
+    "class FMix", "class GridMix", "class SmoothMix", "class SaliencyMix", "class MixStyle",
+    "def resizemix(", "def classmix(", "def close_partners", "def moex(", "def partners(",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def page() -> Page:
+    return recipe(*DEFINES)
 
 
 def close(actual: Tensor, expected: Tensor | float) -> None:
@@ -74,8 +98,10 @@ IMAGES = images(8, 12)
 
 @seeds
 @pytest.mark.parametrize("sizes", ((6, 9), (7, 4)))
-def test_fmix_keeps_the_brightest_part_of_an_image_of_low_frequencies(seed: int, sizes: tuple[int, int]) -> None:
-    page, (height, width) = recipe("class FMix"), sizes
+def test_fmix_keeps_the_brightest_part_of_an_image_of_low_frequencies(
+    seed: int, sizes: tuple[int, int], page: Page
+) -> None:
+    height, width = sizes
     torch.manual_seed(seed)
     lam = page["FMix"]().sample_lam(images(*sizes))
 
@@ -100,8 +126,7 @@ def test_fmix_keeps_the_brightest_part_of_an_image_of_low_frequencies(seed: int,
 
 @seeds
 @pytest.mark.parametrize("sizes", ((8, 12), (9, 6)))
-def test_gridmix_gives_a_box_of_each_cell_to_the_partner(seed: int, sizes: tuple[int, int]) -> None:
-    page = recipe("class GridMix")
+def test_gridmix_gives_a_box_of_each_cell_to_the_partner(seed: int, sizes: tuple[int, int], page: Page) -> None:
     torch.manual_seed(seed)
     lam = page["GridMix"]().sample_lam(images(*sizes))
     torch.manual_seed(seed)
@@ -116,8 +141,8 @@ def test_gridmix_gives_a_box_of_each_cell_to_the_partner(seed: int, sizes: tuple
 
 
 @seeds
-def test_smoothmix_is_a_gaussian_bump(seed: int) -> None:
-    page, (height, width) = recipe("class SmoothMix"), (6, 9)
+def test_smoothmix_is_a_gaussian_bump(seed: int, page: Page) -> None:
+    height, width = 6, 9
     torch.manual_seed(seed)
     lam = page["SmoothMix"]().sample_lam(images(height, width))
     torch.manual_seed(seed)
@@ -130,8 +155,8 @@ def test_smoothmix_is_a_gaussian_bump(seed: int) -> None:
 
 
 @seeds
-def test_saliencymix_centres_the_box_on_the_peak_of_the_partner(seed: int) -> None:
-    page, (height, width) = recipe("class SaliencyMix"), (6, 9)
+def test_saliencymix_centres_the_box_on_the_peak_of_the_partner(seed: int, page: Page) -> None:
+    height, width = 6, 9
     input = images(height, width)
     for per_sample in (False, True):
         torch.manual_seed(seed)
@@ -150,8 +175,7 @@ def test_saliencymix_centres_the_box_on_the_peak_of_the_partner(seed: int) -> No
 
 
 @seeds
-def test_classmix_pastes_half_of_the_classes_of_the_partner(seed: int) -> None:
-    page = recipe("def classmix(")
+def test_classmix_pastes_half_of_the_classes_of_the_partner(seed: int, page: Page) -> None:
     K, index = page["K"], PARTNERS
     maps = torch.randint(K, (6, 2, 3), generator=torch.Generator().manual_seed(seed))
     torch.manual_seed(seed)
@@ -176,8 +200,8 @@ def test_classmix_trains_each_pixel_on_its_label() -> None:
 
 
 @seeds
-def test_resizemix_pastes_the_whole_partner_made_small(seed: int) -> None:
-    page, (height, width) = recipe("def resizemix("), (6, 9)
+def test_resizemix_pastes_the_whole_partner_made_small(seed: int, page: Page) -> None:
+    height, width = 6, 9
     input = images(height, width)
     torch.manual_seed(seed)
     output, mix = page["resizemix"](input, PARTNERS)
@@ -226,7 +250,7 @@ def test_resizemix_is_a_mixer_that_weighs_labels_by_the_box() -> None:
 
 @pytest.mark.parametrize("spatial_dims", (2, 3))
 def test_a_video_keeps_or_takes_whole_frames_alike(spatial_dims: int) -> None:
-    page = recipe("clips =")
+    page = recipe("clips, box")
     clips = page["clips"]
     assert page["box"].spatial_dims == 2
     for clip in (clips, clips.transpose(1, 2)):
@@ -243,7 +267,7 @@ def test_a_video_keeps_or_takes_whole_frames_alike(spatial_dims: int) -> None:
 
 @seeds
 def test_labels_of_frames_take_the_share_of_their_frame(seed: int) -> None:
-    page = recipe("clips =", "of_frames =", seed=seed)
+    page = recipe("clips, box", "of_frames =", seed=seed)
     mix, labels, losses = page["mix"], page["frame_labels"], []
     for t in range(labels.shape[1]):
         frame = mix._replace(lam=mix.lam[:, :, t])
@@ -277,8 +301,8 @@ def test_c_mixup_draws_partners_by_a_gaussian_kernel_of_label_distances(
         kernel = [math.exp(-float((values[i, 0] - values[k, 0]) ** 2) / (2 * 0.5**2)) for k in range(page["B"])]
         close(weights[i, j] / weights[i].sum(), kernel[j] / sum(kernel))
     wide = torch.tensor([[0.0, 0.0], [3.0, 4.0]])  # the distance of vectors is 5
-    page["close_partners"](wide, 5.0)
-    close(spied.weights, torch.tensor([[1, math.exp(-0.5)], [math.exp(-0.5), 1]]))
+    page["close_partners"](wide[:1], wide, 5.0)  # of a whole training set
+    close(spied.weights, torch.tensor([[1, math.exp(-0.5)]]))
 
     output = exact(page["regress"])(mixed(page["x"], mix))
     errors = [(output[i] - own * values[i].double() - (1 - own) * values[j].double()) ** 2 for i, j, own in pairs(mix)]
@@ -399,8 +423,8 @@ def test_regmixup_adds_the_loss_of_the_clean_batch_to_that_of_the_mixed() -> Non
 
 
 @seeds
-def test_mixstyle_mixes_mean_and_deviation_of_each_channel(seed: int) -> None:
-    page, input = recipe("class MixStyle"), images(6, 9).requires_grad_()
+def test_mixstyle_mixes_mean_and_deviation_of_each_channel(seed: int, page: Page) -> None:
+    input = images(6, 9).requires_grad_()
     mixer = page["MixStyle"](0.5, p=0.5, per_sample=True)
     torch.manual_seed(seed)
     output = mixer(input)
@@ -428,7 +452,7 @@ def test_mixstyle_mixes_mean_and_deviation_of_each_channel(seed: int) -> None:
 def test_i_mix_and_supcon_are_contrastive_losses_against_mixed_numbers(seed: int) -> None:
     page = recipe("queries, keys", seed=seed)
     net, mix, y, losses = exact(page["net"]), applied(page["uniform"]), page["y"].tolist(), []
-    queries, keys = net(mixed(page["first_view"], mix)), net(page["second_view"].double())
+    queries, keys = net(mixed(page["x"], mix)), net(page["view"].double())
     for i, source, lam in terms(mix):
         logits = torch.stack([queries[i] @ key / queries[i].norm() / key.norm() for key in keys]) / 0.2
         of_class = [nll(logits, k) for k, label in enumerate(y) if label == y[source]]
@@ -491,34 +515,16 @@ def test_folding_lists_the_same_mixtures_under_the_dominant_sample(seed: int) ->
 # Targets
 
 
-@seeds
-def test_heads_of_a_dict_look_their_targets_up_by_sample_numbers(seed: int) -> None:
-    page = recipe("def heads(", seed=seed)
-    mix, targets = applied(page["mixup"]), page["targets"]
-    output = exact(page["model"])(mixed(page["x"], mix))
-    losses = []
-    for i, k, lam in terms(mix):
-        regression = (output[i, 0] - targets["age"][k].double()) ** 2
-        losses.append(lam * targets["weight"][k] * (nll(output[i, 1:], targets["class"][k]) + regression))
-    close(page["loss"], torch.stack(losses).sum() / page["B"])
-
-
-def test_boxes_are_looked_up_by_sample_numbers() -> None:
-    page = recipe("def detection(")
-    mix, boxes = applied(page["mixup"]), page["boxes"]
-    output = exact(page["net"])(mixed(page["x"], mix))
-    losses = [lam * (output[i, :4] - box).abs().sum() for i, k, lam in terms(mix) for box in boxes[k]]
-    close(page["loss"], torch.stack(losses).sum() / page["B"])
-
-
-def test_joined_boxes_keep_the_share_of_their_image() -> None:
+def test_boxes_are_looked_up_by_sample_numbers_or_joined_with_the_share_of_their_image() -> None:
     page = recipe("def detection(", "joined =")
-    expected: list[list[tuple[float, ...]]] = [[] for _ in range(page["B"])]
-    for i, k, lam in terms(page["mix"]):
-        expected[i] += [(*box, float(lam)) for box in page["boxes"][k].tolist()]
-    for rows, boxes, weights in zip(expected, page["joined"], page["weights"], strict=True):
-        assert boxes.shape == (len(rows), 4)
-        close(torch.cat((boxes, torch.tensor(weights)[:, None]), 1), torch.tensor(rows).view(-1, 5))
+    mix, boxes, losses = page["mix"], page["boxes"], []
+    output, rows = exact(page["net"])(mixed(page["x"], mix)), [torch.empty(0, 5)] * page["B"]
+    for i, k, lam in terms(mix):
+        losses += [lam * (output[i, :4] - box).abs().sum() for box in boxes[k]]
+        rows[i] = torch.cat((rows[i], torch.cat((boxes[k], lam.expand(len(boxes[k]), 1)), 1)))
+    close(page["loss"], torch.stack(losses).sum() / page["B"])
+    for expected, joined, weights in zip(rows, page["joined"], page["weights"], strict=True):
+        close(torch.cat((joined, torch.tensor(weights)[:, None]), 1), expected)
 
 
 @seeds
@@ -557,29 +563,35 @@ def test_a_smaller_output_takes_a_smaller_lam_and_smaller_labels(seed: int) -> N
     close(page["loss"], F.cross_entropy(net(mixed(page["x"], mix)), hard, ignore_index=255))
 
 
-def test_targets_of_another_shape_take_the_share() -> None:
-    page = recipe("def classmix(", "hard =", "half =", "points, output")
-    mix, points, output = page["mix"], page["points"].double(), page["output"].double()
-    errors = [(output[i] - own * points[i] - (1 - own) * points[j]) ** 2 for i, j, own in pairs(mix)]
-    close(page["loss"], torch.stack(errors).mean())
+@seeds
+def test_hard_maps_of_frames_keep_their_codes(seed: int) -> None:
+    x, maps = torch.rand(6, 3, 10), torch.randint(10, (6, 10), generator=torch.Generator().manual_seed(seed))
+    page = recipe("hard =", seed=seed, x=x, maps=maps)
+    hard, (lam, index) = page["hard"], page["mix"]
+    assert hard[:, 0].eq(255).all()
+    assert torch.equal(hard, maps.where(lam[0] == 1, maps[index]))
 
 
 @seeds
-def test_dice_and_cross_entropy_of_a_cut_batch_are_those_of_its_hard_map(seed: int) -> None:
+@pytest.mark.parametrize("training", (True, False))
+def test_dice_and_cross_entropy_of_a_cut_batch_are_those_of_its_hard_map(training: bool, seed: int) -> None:
     page = recipe("def dice(", seed=seed)
-    mix, maps, K = applied(page["cutmix"]), page["labels"][:, 0], page["K"]
+    mix, labels, K = applied(page["cutmix"]), page["labels"][:, 0], page["K"]
     output = exact(page["segment"])(mixed(page["x"], mix))
-    hard, scores = one_hot(maps.where(mix.lam[0] == 1, maps[mix.index]), K), []
+    loss = page["loss"] if training else page["criterion"].eval()(output, page["maps"].where(labels != 255, -1))
+    hard, scores = labels.where(mix.lam[0] == 1, labels[mix.index]) if training else labels, []
+    valid = hard != 255
+    assert 0 < valid.double().mean() < 1
     for i, c in positions((page["B"], K)):
-        probability, target = output[i].softmax(0)[c], hard[i, c]
-        scores.append(1 - (2 * probability[target == 1].sum() + 1) / (probability.sum() + target.sum() + 1))
-    entropy = -output.log_softmax(1)[hard == 1].mean()
-    close(page["loss"], torch.stack(scores).mean() + entropy)
+        probability, target = output[i].softmax(0)[c], (hard[i] == c).double()
+        total = probability[valid[i]].sum() + target.sum()
+        scores.append(1 - (2 * probability[target == 1].sum() + 1) / (total + 1))
+    close(loss, torch.stack(scores).mean() + F.cross_entropy(output, hard, ignore_index=255))
 
 
 def test_only_mixed_targets_make_a_perfect_map_a_perfect_dice() -> None:
     page = recipe("def dice(")
-    maps, K, half = page["labels"][:, 0], page["K"], (torch.arange(8) < 4).float().expand(1, 1, 8, 8)
+    maps, K, half = torch.randint(10, (8, 8, 8)), page["K"], (torch.arange(8) < 4).float().expand(1, 1, 8, 8)
     mix = Mix(half, torch.arange(page["B"]).roll(1))
     page["cutmix"](page["x"], mix)
     perfect = 100 * one_hot(maps.where(mix.lam[0] == 1, maps[mix.index]), K)
@@ -617,7 +629,7 @@ def classmix(page: Page, input: Tensor) -> tuple[Tensor, Mix]:
 
 def close_partners(page: Page, input: Tensor) -> tuple[Tensor, Mix]:
     values = torch.randn(len(input), 2, device=input.device)
-    mix = MixUp(1.0).sample(input)._replace(index=page["close_partners"](values, 1.0))
+    mix = MixUp(1.0).sample(input)._replace(index=page["close_partners"](values, values, 1.0))
     return mix_inputs(input, mix), mix
 
 
@@ -638,17 +650,6 @@ DRAWS: dict[str, Draw] = {
     "close_partners": close_partners,
     "choice_of_the_page": choice,
 }
-DEFINES = (
-    "class FMix", "class GridMix", "class SmoothMix", "class SaliencyMix", "class MixStyle",
-    "def resizemix(", "def classmix(", "def close_partners", "def moex(", "def partners(",
-)  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def page() -> Page:
-    return recipe(*DEFINES)
-
-
 @pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
 def test_a_target_weighs_what_the_network_sees_of_its_sample(draw: Draw, page: Page) -> None:
     """The promise: each sample is an image of its own colour, so that a mixed image shows its shares."""
@@ -692,7 +693,7 @@ def test_a_function_of_the_page_is_one_graph(name: str, page: Page) -> None:
     arguments: dict[str, tuple[Any, ...]] = {
         "resizemix": (IMAGES, PARTNERS),
         "classmix": (torch.randint(page["K"], (6, 8, 12)), PARTNERS),
-        "close_partners": (torch.randn(6, 1), 0.5),
+        "close_partners": (torch.randn(6, 1), torch.randn(9, 1), 0.5),
         "partners": (torch.rand(6, 6) < 0.3,),
         "moex": (IMAGES, PARTNERS),
     }
