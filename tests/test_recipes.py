@@ -151,10 +151,9 @@ def test_smoothmix_is_a_gaussian_bump(seed: int, page: Page) -> None:
     height, width = 6, 9
     lam = seeded(seed, page["SmoothMix"]().sample_lam, images(height, width))
     row, column, wide = torch.rand(3).tolist()
-    deviation = 0.25 + wide / 4
     for i, j in positions(lam.shape[2:]):
         squared = ((i + 0.5) / height - row) ** 2 + ((j + 0.5) / width - column) ** 2
-        close(lam[0, 0, i, j], math.exp(-squared / (2 * deviation**2)))
+        close(lam[0, 0, i, j], math.exp(-squared / (2 * (0.25 + wide / 4) ** 2)))
 
 
 @seeds
@@ -281,8 +280,7 @@ def test_c_mixup_draws_partners_by_a_gaussian_kernel_of_label_distances(seed: in
     for i, j in positions(of_page.shape):
         kernel = [math.exp(-float((values[i, 0] - values[k, 0]) ** 2) / (2 * 0.5**2)) for k in range(page["B"])]
         close(of_page[i, j] / of_page[i].sum(), kernel[j] / sum(kernel))
-    wide = torch.tensor([[0.0, 0.0], [3.0, 4.0]])  # the distance of vectors is 5
-    page["close_partners"](wide[:1], wide, 5.0)  # of a whole training set
+    page["close_partners"](torch.zeros(1, 2), torch.tensor([[0.0, 0.0], [3.0, 4.0]]), 5.0)  # the distance is 5
     close(weights[1], torch.tensor([[1, math.exp(-0.5)]]))
 
     output = exact(page["regress"])(mixed(page["x"], mix))
@@ -307,12 +305,8 @@ def test_lisa_mixes_domains_of_a_class_or_classes_of_a_domain(weights: list[Tens
 
 
 def test_balanced_mixup_mixes_two_batches_sample_by_sample(monkeypatch: pytest.MonkeyPatch) -> None:
-    rand = torch.rand
-
-    def known(*shape: Any, **options: Any) -> Tensor:
-        return torch.tensor(0.9) if shape == ((),) else rand(*shape, **options)
-
-    monkeypatch.setattr(torch, "rand", known)
+    rand, number = torch.rand, torch.tensor(0.9)
+    monkeypatch.setattr(torch, "rand", lambda *shape, **options: rand(*shape, **options) if shape[0] else number)
     page = recipe("lam = 1 - torch.rand")
     x, other, y, other_y = (page[name] for name in ("x", "other", "y", "other_y"))
     weight = 0.9**5  # of the other batch: the distribution function of Beta(0.2, 1) is t ** 0.2
@@ -344,9 +338,8 @@ def test_remix_gives_the_label_of_the_rare_class_unless_the_frequent_one_dominat
         y, counts, mix = page["y"], page["counts"].tolist(), page["mix"]
         drawn, lam = float(mix.lam), []
         for i, j in enumerate(mix.index.tolist()):
-            own, partner = counts[y[i]], counts[y[j]]
-            rare = own / partner <= 1 / 3, own / partner >= 3
-            lam.append(1.0 if rare[0] and 1 - drawn < 0.5 else 0.0 if rare[1] and drawn < 0.5 else drawn)
+            ratio = counts[y[i]] / counts[y[j]]
+            lam.append(1.0 if ratio <= 1 / 3 and 1 - drawn < 0.5 else 0.0 if ratio >= 3 and drawn < 0.5 else drawn)
         seen |= {"own" if value == 1 else "partner" if value == 0 else "both" for value in lam}
         close(page["loss"], loss_of(page, mix, lam))
     assert seen == {"own", "partner", "both"}
@@ -384,8 +377,7 @@ def test_regmixup_adds_the_loss_of_the_clean_batch_to_that_of_the_mixed() -> Non
     page = recipe("strong = MixUp")
     mix, x, y = applied(page["strong"]), page["x"], page["y"]
     assert len(mix.index) == page["B"]
-    clean = mean_nll(exact(page["net"])(x.double()), y, mix, [1] * page["B"])
-    close(page["loss"], clean + loss_of(page, mix))
+    close(page["loss"], mean_nll(exact(page["net"])(x.double()), y, mix, [1] * page["B"]) + loss_of(page, mix))
 
 
 @seeds
@@ -538,8 +530,7 @@ def test_a_union_holds_the_tags_of_both(seed: int) -> None:
     tags, (lam, index) = page["tags"], applied(page["mixup"])
     for i, j in enumerate(index.tolist()):
         heard = [k for k, volume in ((i, lam), (j, 1 - lam)) if volume > 0]
-        for tag in range(tags.shape[1]):
-            assert page["union"][i, tag] == max(tags[k, tag] for k in heard)
+        assert torch.equal(page["union"][i], tags[heard].amax(0))
 
 
 # The page of the criterion
