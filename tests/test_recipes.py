@@ -22,7 +22,7 @@ from mixup_nn.functional import mix_inputs, mix_loss, mix_targets
 from mixup_nn.sampling import sample_beta
 
 from .cases import MIXERS, applied
-from .reference import mixed, one_hot, pairs, positions, share, weight_at
+from .reference import mixed, one_hot, pairs, positions, share
 from .strategies import KINDS
 from .test_package import FENCE, ROOT
 
@@ -428,7 +428,7 @@ def test_two_mixes_in_a_row_leave_the_shares_of_their_pixels(block: str, seed: i
     for place in positions((8, 8)):
         shares = torch.eye(B, dtype=torch.float64)
         for mix in mixes:
-            kept = torch.stack([weight_at(mix, i, place) for i in range(B)])[:, None]
+            kept = (mix.lam if mix.lam.ndim < 2 else mix.lam[(slice(None), 0, *place)]).double().view(-1, 1)
             shares = kept * shares + (1 - kept) * shares[mix.index]
         total += shares / 64
     close(page["targets"], total @ one_hot(page["y"], page["K"]))
