@@ -425,10 +425,10 @@ def test_two_mixes_in_a_row_leave_the_shares_of_their_pixels(block: str, seed: i
     page = recipe(block, seed=seed)
     B, mixes = page["B"], (applied(page["first"]), applied(page["second"]))
     total = torch.zeros(B, B, dtype=torch.float64)  # the share of each sample in each mixed one
-    for place in positions((8, 8)):
+    for row, column in positions((8, 8)):
         shares = torch.eye(B, dtype=torch.float64)
         for mix in mixes:
-            kept = (mix.lam if mix.lam.ndim < 2 else mix.lam[(slice(None), 0, *place)]).double().view(-1, 1)
+            kept = (mix.lam if mix.lam.ndim < 2 else mix.lam[:, 0, row, column]).double().view(-1, 1)
             shares = kept * shares + (1 - kept) * shares[mix.index]
         total += shares / 64
     close(page["targets"], total @ one_hot(page["y"], page["K"]))
