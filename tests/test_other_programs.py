@@ -134,6 +134,11 @@ def hooked(p: Any) -> tuple[Any, None]:
     return entropy(F.linear(blend(x, mix), p.backbone.weight, p.backbone.bias), p.y, mix), None
 
 
+def normal(p: Any) -> tuple[Any, None]:
+    mean, log_variance = p.head(p.mixed).chunk(2, 1)
+    return (log_variance + (blend(p.value, p.mix) - mean).square() / log_variance.exp()).mean() / 2, None
+
+
 def selected(p: Any) -> tuple[Any, None]:
     torch.testing.assert_close(p.time_first.transpose(0, 1), blend(p.frames.transpose(0, 1), p.mix))
     return blend(p.y, p.mix, entropies(p.model(p.mixed))).sort().values[4:].mean(), None
@@ -180,6 +185,7 @@ PROGRAMS: dict[str, Callable[[Any], tuple[Any, Any]]] = {
         (p.weight * blend(p.y, p.mix, entropies(p.model(p.mixed)))).mean(),
     ),
     "Losses of more than two arguments": survived,
+    "Variance and quantile heads": normal,
     "Another batch size": selected,
     "A model that computes its own loss": lambda p: (
         entropy(p.output, p.y, p.mix),

@@ -173,6 +173,12 @@ def test_a_loss_sees_what_has_no_mean_as_it_is(what: str) -> None:
     assert not torch.isclose(found[1], expected, rtol=1e-3)
 
 
+def test_padding_of_a_mixed_text_is_what_is_padding_in_both() -> None:
+    page = guide("tokens, length = ")
+    longer = torch.maximum(page["length"], page["length"][page["mix"].index])
+    assert torch.equal(page["valid"], torch.arange(12) < longer[:, None])
+
+
 def test_an_additive_mask_becomes_the_union_and_is_the_intersection_as_a_quantity() -> None:
     valid = torch.arange(4) < torch.tensor([[4], [2]])
     mask, mix = torch.zeros(2, 4).masked_fill(~valid, -1e4), Mix(torch.tensor(0.6), torch.tensor([1, 0]))
@@ -192,6 +198,7 @@ def test_metrics_of_an_epoch_count_both_labels_with_their_shares(seed: int) -> N
     page = guide("from sklearn.metrics", loader=batches, model=model, mixer=mixer)
     scores, labels, weights = (torch.cat(page[name]).double() for name in ("scores", "labels", "weights"))
     torch.testing.assert_close(weights.sum(), torch.tensor(24.0).double())
+    torch.testing.assert_close(page["weights"][-2], applied(mixer).share.expand(12))
 
     own, other = labels == 1, labels == 0
     above = (scores[own, None] > scores[other]).double() + (scores[own, None] == scores[other]) / 2
