@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
-from transformers import BertConfig, BertModel
 
 from mixup_nn import Mix, MixUp, MixUpCriterion
 
@@ -215,8 +214,10 @@ def test_a_program_is_right_and_the_line_that_one_writes_first_is_not(heading: s
 
 
 def test_a_text_model_of_a_library_gets_the_union_of_both_masks() -> None:
-    sizes: Any = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
-    bert: Any = BertModel(BertConfig(vocab_size=20, attention_probs_dropout_prob=0, hidden_dropout_prob=0, **sizes))
+    library = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    dropout = {"attention_probs_dropout_prob": 0, "hidden_dropout_prob": 0}
+    bert = library.BertModel(library.BertConfig(vocab_size=20, **sizes, **dropout))
     plain, bert.mixer = copy.deepcopy(bert), MixUp(1.0)
     bert.register_forward_pre_hook(section("A text model of a library").mix_text, with_kwargs=True)
     tokens, mask = torch.randint(20, (4, 6)), (torch.arange(6) < torch.tensor([[6], [2], [4], [3]])).long()
