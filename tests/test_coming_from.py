@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import kornia.augmentation as K
 import pytest
 import torch
 from torch.nn import functional as F
 
 pytestmark = pytest.mark.filterwarnings("default")  # theirs
 x, y, logits = torch.rand(4, 3, 8, 8), torch.tensor([0, 1, 2, 3]), torch.linspace(-2, 3, 20).view(4, 5).sin()
+MODULES = {"torchvision": "torchvision.transforms.v2", "timm": "timm.data.mixup", "kornia": "kornia.augmentation"}
 LABELS = torch.tensor([0, 1, -100, 3]), torch.randint(5, (4, 8, 8)), torch.rand(4) + 0.5  # ignored, of pixels, numbers
 OUTCOMES: dict[str, tuple[Any, ...]] = {  # of these: an error, or the size of what comes out
     "torchvision": ("non-negative", "labels should be", "one_hot"),
@@ -22,13 +22,12 @@ OUTCOMES: dict[str, tuple[Any, ...]] = {  # of these: an error, or the size of w
 @pytest.fixture(params=OUTCOMES)
 def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[str, Any]:
     monkeypatch.setattr("torch.library.register_fake", lambda *_, **__: lambda f: f)  # of operators that may be missing
-    if request.param == "torchvision":
-        module = pytest.importorskip("torchvision.transforms.v2", exc_type=ImportError)
-        return request.param, module.CutMix(num_classes=5)
+    module = pytest.importorskip(MODULES[request.param], reason=f"needs {request.param}", exc_type=ImportError)
     if request.param == "timm":
-        module = pytest.importorskip("timm.data.mixup", exc_type=ImportError)
         return request.param, module.Mixup(mixup_alpha=0.0, cutmix_alpha=1.0, label_smoothing=0.0, num_classes=5)
-    return request.param, K.RandomCutMixV2(data_keys=["input", "class"])
+    if request.param == "torchvision":
+        return request.param, module.CutMix(num_classes=5)
+    return request.param, module.RandomCutMixV2(data_keys=["input", "class"])
 
 
 def test_labels_other_than_classes_and_the_settings_of_the_loss(library: tuple[str, Any]) -> None:
