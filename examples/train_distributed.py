@@ -8,9 +8,9 @@ MixUp needs no communication: each data-parallel rank mixes its own part of the 
 share a part draw alike. On machines with GPUs the ranks use them and NCCL, elsewhere the CPU and gloo; with
 ``--nnodes`` the same script runs on many machines.
 
-A checkpoint is written after each epoch: model, optimizer and the random state of each data-parallel rank. Kill the run at any time
-and start it again with the same command: it resumes after the last complete epoch, and ends with the same weights, bit
-for bit, as a run that was never killed.
+A checkpoint is written after each epoch: model, optimizer and the random state of each data-parallel rank. Kill the run
+at any time and start it again with the same command: it resumes after the last complete epoch, and ends with the same
+weights, bit for bit, as a run that was never killed.
 """
 
 from __future__ import annotations
@@ -75,6 +75,8 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
 
     done, checkpoint = newest_checkpoint(options.checkpoints)
     if checkpoint:
+        criterion(model(train.input[:1]), train.target[:1]).backward()  # DDP orders its sums anew after the first step
+        optimizer.zero_grad()
         saved = state(0)
         dcp.load(saved, checkpoint_id=checkpoint)
         set_state_dict(model, optimizer, model_state_dict=saved["model"], optim_state_dict=saved["optimizer"])
@@ -103,7 +105,9 @@ def main() -> None:
     """Read the options, join the other ranks, train."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fsdp", action="store_true", help="shard the model with FSDP2 instead of DDP")
-    parser.add_argument("--tensor-parallel", type=int, default=1, help="ranks that share a batch; more than 1: FSDP2 too")
+    parser.add_argument(
+        "--tensor-parallel", type=int, default=1, help="ranks that share a batch; more than 1: FSDP2 too"
+    )
     parser.add_argument("--alpha", type=float, default=1.0, help="parameter of the Beta distribution")
     parser.add_argument("--epochs", type=int, default=10, help="passes over the training samples")
     parser.add_argument("--batch-size", type=int, default=50, help="training samples per step and data-parallel rank")
