@@ -25,7 +25,13 @@ __all__ = ["no_accelerator"]
 Hook = Callable[[int], None]
 INPUT, TARGET = torch.rand(8, 4), torch.randint(3, (8,))
 LOADER = DataLoader(TensorDataset(INPUT, TARGET), batch_size=4)
-pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.usefixtures("no_accelerator", "in_tmp_path")]
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated"),  # Lightning's own use of it
+    pytest.mark.filterwarnings("ignore:The least populated class in y"),  # skorch splits the 32 samples of the page
+    pytest.mark.filterwarnings("ignore:Cannot split tensor of length 8"),  # Composer's, of a last batch
+    pytest.mark.filterwarnings("ignore:Using a non-tuple sequence for multidimensional indexing"),  # MONAI's own
+    pytest.mark.usefixtures("no_accelerator", "in_tmp_path"),
+]
 
 
 @pytest.fixture
@@ -70,8 +76,7 @@ def sgd(model: nn.Module) -> torch.optim.Optimizer:
 
 
 def calling(base: Any, name: str, call: Callable[..., None]) -> Any:
-    """A callback of a trainer with one method."""
-    return type("Before", (base,), {name: call})()
+    return type("Before", (base,), {name: call})()  # a callback with one method
 
 
 def hugging_face(model: Net, criterion: MixUpCriterion, before: Hook) -> None:
@@ -247,7 +252,12 @@ def test_skorch_trains_on_the_mixture_and_returns_probabilities_also_when_cloned
 
 
 def test_fastai_returns_probabilities() -> None:
-    torch.testing.assert_close(blocks_that_need("fastai")["probabilities"].sum(1), torch.ones(32))
+    learners, loaders = needed("fastai.learner"), needed("fastai.data.core").DataLoaders(LOADER, LOADER)
+    model = Net()
+    criterion = MixUpCriterion(nn.CrossEntropyLoss(), model.mixer)
+    criterion.activation, criterion.decodes = partial(torch.softmax, dim=-1), partial(torch.argmax, dim=-1)
+    probabilities, _ = learners.Learner(loaders, model, loss_func=criterion).get_preds(dl=LOADER)
+    torch.testing.assert_close(probabilities.sum(1), torch.ones(8))
 
 
 # Loaders, and an attribute of a Sequential
@@ -270,7 +280,17 @@ def test_flags_of_timm_take_the_spatial_dims_of_clips() -> None:
 # Gradients of the Hugging Face recipe
 
 
-def hugging_face_step(steps: int, ranks: int, folder: str) -> tuple[Tensor, Tensor]:
+class Model(nn.Module):
+    def __init__(self, net: nn.Linear) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        assert labels is None
+        return {"logits": self.net(pixel_values)}
+
+
+def hugging_face_step(folder: str) -> tuple[Tensor, Tensor]:
     """The gradient of one update by the recipe of docs/trainers.md, without mixing, and the plain one."""
     from transformers import Trainer, TrainingArguments
 
@@ -286,30 +306,15 @@ def hugging_face_step(steps: int, ranks: int, folder: str) -> tuple[Tensor, Tens
 
     model, loss_of_outputs = recipe["mixing"](Model(net), MixUp(p=0))
     arguments = TrainingArguments(
-        folder, max_steps=1, per_device_train_batch_size=16 // steps // ranks, gradient_accumulation_steps=steps,
+        folder, max_steps=1, per_device_train_batch_size=16 // RANKS // 4, gradient_accumulation_steps=4,
         optim="sgd", learning_rate=1.0, lr_scheduler_type="constant", max_grad_norm=0, save_strategy="no",
-        report_to="none", disable_tqdm=True, use_cpu=True, ddp_backend="gloo" if ranks > 1 else None,
+        report_to="none", disable_tqdm=True, use_cpu=True, ddp_backend="gloo",
     )  # fmt: skip
     rows = [{"pixel_values": pixels, "labels": label} for pixels, label in zip(input, target, strict=True)]
     Trainer(model, arguments, train_dataset=rows, compute_loss_func=loss_of_outputs).train()
     return before - net.weight.detach(), expected
 
 
-class Model(nn.Module):
-    def __init__(self, net: nn.Linear) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
-        assert labels is None
-        return {"logits": self.net(pixel_values)}
-
-
-@pytest.mark.parametrize("steps", (1, 4))
-def test_hugging_face_gradients_are_the_plain_ones_over_accumulation_steps(steps: int, tmp_path: Path) -> None:
-    torch.testing.assert_close(*hugging_face_step(steps, 1, str(tmp_path)))
-
-
-def test_hugging_face_gradients_are_the_plain_ones_over_two_processes(tmp_path: Path) -> None:
-    for gradients in results_of_ranks(partial(hugging_face_step, 4, RANKS, str(tmp_path)), tmp_path):
+def test_hugging_face_gradients_are_the_plain_ones_over_accumulation_steps_and_processes(tmp_path: Path) -> None:
+    for gradients in results_of_ranks(partial(hugging_face_step, str(tmp_path)), tmp_path):
         torch.testing.assert_close(*gradients)
