@@ -14,6 +14,7 @@ import warnings
 from argparse import Namespace
 from contextlib import redirect_stdout, suppress
 from datetime import timedelta
+from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -147,34 +148,30 @@ def sharded_logits(page: dict[str, Any], mesh: DeviceMesh) -> dict[str, tuple[Te
 
 def mixed_dtensors(mesh: DeviceMesh) -> list[tuple[Mix, Tensor, Tensor]]:
     results = []
-    for mixer in (MixUp(1.0), CutMix(1.0, per_sample=True)):
-        for placement in (Replicate(), Shard(0), Shard(3)):
-            torch.manual_seed(0)
-            x = distribute_tensor(batch_of(0)[0], mesh, [placement]).requires_grad_()
-            with pytest.raises(RuntimeError, match="mixed torch.Tensor and DTensor"):
-                mixer(x)
-            with implicit_replication():
-                output = mixer(x)
-                output.square().sum().backward()
-            results.append((applied(mixer), full(output), full(x.grad)))
+    for mixer, placement in product((MixUp(1.0), CutMix(1.0, per_sample=True)), (Replicate(), Shard(0), Shard(3))):
+        torch.manual_seed(0)
+        x = distribute_tensor(batch_of(0)[0], mesh, [placement]).requires_grad_()
+        with pytest.raises(RuntimeError, match="mixed torch.Tensor and DTensor"):
+            mixer(x)
+        with implicit_replication():
+            output = mixer(x)
+            output.square().sum().backward()
+        results.append((applied(mixer), full(output), full(x.grad)))
     return results
 
 
-def resumed(folder: Path, tensor_ranks: int) -> str:
-    """What the example prints that begins with a copy of the checkpoint of its first epoch of two."""
+def resumed(folder: Path, tensor_ranks: int) -> tuple[str, Tensor]:
+    """Two epochs of the example, then the second from a copy of the first checkpoint: what it prints and draws next."""
     sys.path.insert(0, str(SCRIPT.parent))
     train = runpy.run_path(str(SCRIPT))["train"]
     options = Namespace(seed=0, alpha=1.0, epochs=2, batch_size=50, fsdp=False, tensor_parallel=tensor_ranks)
-    for name in ("whole", "resumed"):
-        options.checkpoints = folder / name
-        if dist.get_rank() == 0:
-            options.checkpoints.mkdir(parents=True)
-            if name == "resumed":
-                shutil.copytree(folder / "whole" / "epoch-1", folder / name / "epoch-1")
+    for options.checkpoints in (folder / "whole", folder / "resumed"):
+        if dist.get_rank() == 0 and options.checkpoints.name == "resumed":
+            shutil.copytree(folder / "whole" / "epoch-1", folder / "resumed" / "epoch-1")
         dist.barrier()
         with redirect_stdout(io.StringIO()) as printed:
             train(options, CPU)
-    return printed.getvalue()
+    return printed.getvalue(), torch.rand(())
 
 
 def on_rank(rank: int, folder: Path) -> None:
@@ -292,7 +289,9 @@ def weights(checkpoint: Path) -> dict[str, Tensor]:
 @reads_checkpoints
 @pytest.mark.parametrize("tensor_ranks", (1, 2), ids=("ddp", "tensor_parallel"))
 def test_a_resumed_run_ends_with_the_same_bits(ranks: list[Any], folder: Path, tensor_ranks: int) -> None:
-    assert re.findall("epoch .:", ranks[0]["resumed"][tensor_ranks]) == ["epoch 2:"]
+    printed, drawn = zip(*(results["resumed"][tensor_ranks] for results in ranks), strict=True)
+    assert re.findall("epoch .:", printed[0]) == ["epoch 2:"]
+    assert [drawn.index(each) for each in drawn] == [rank - rank % tensor_ranks for rank in range(WORLD)]  # alike
     whole, resumed = (weights(folder / str(tensor_ranks) / name / "epoch-2") for name in ("whole", "resumed"))
     torch.testing.assert_close(resumed, whole, rtol=0, atol=0)
 
