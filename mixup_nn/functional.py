@@ -19,9 +19,9 @@ def mix_inputs(input: Tensor, mix: Mix) -> Tensor:
 
     Every mixed value lies between its two sources, rounding included. In eager mode ``lam`` is rounded to the dtype of
     ``input`` and the sum once more, so a value is off by at most ``torch.finfo(dtype).eps`` times the larger source;
-    compiled code rounds once. Infinity
-    and NaN spread to the sample mixed with theirs, also where ``lam`` is 0 or 1, and so do sources farther apart
-    than the largest number of their dtype (3.4e38 for bfloat16 and float32; float16 is computed in float32).
+    compiled code rounds once. Infinity and NaN spread to the sample mixed with theirs, also where ``lam`` is 0 or 1,
+    and so do sources farther apart than the largest number of their dtype (3.4e38 for bfloat16 and float32; float16 is
+    computed in float32).
 
     Args:
         input: float16, bfloat16, float32 or float64, shape ``(B, *)``; never modified. ``(B, C, *spatial)`` for a
