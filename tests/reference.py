@@ -174,7 +174,7 @@ def mix_loss(loss: Any, input: Any, target: Any, mix: Mix) -> Tensor:
         lam, partners = mix.lam.double(), each_part(lambda part: part[mix.index], target)
         value: Tensor = lam * loss(input, target) + (1 - lam) * loss(input, partners)
         return value
-    each, losses, weights = copy.deepcopy(loss), [], []
+    each, losses, weights, reduction = copy.deepcopy(loss), [], [], getattr(loss, "reduction", "none")
     each.reduction = "none"
     counts = isinstance(loss, CrossEntropy) and not target.is_floating_point()
     for i, j in enumerate(mix.index.tolist()):
@@ -183,9 +183,9 @@ def mix_loss(loss: Any, input: Any, target: Any, mix: Mix) -> Tensor:
         losses.append(lam * each(at, own)[0] + (1 - lam) * each(at, partner)[0])
         if counts:
             weights.append(lam * each.class_weights(own)[0] + (1 - lam) * each.class_weights(partner)[0])
-    if loss.reduction == "mean" and counts:
+    if reduction == "mean" and counts:
         return torch.stack(losses).sum() / torch.stack(weights).sum()
-    return reduce(torch.stack(losses), loss.reduction)
+    return reduce(torch.stack(losses), reduction)
 
 
 def criterion(

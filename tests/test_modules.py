@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import collections
 import copy
 import io
 import itertools
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -16,29 +17,26 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
 from mixup_nn import CutMix, Mix, Mixer, MixUp, MixUpCriterion, RandomChoice
-from mixup_nn.functional import mix_inputs, mixup_batch
-from mixup_nn.sampling import sample_cutmix, sample_mixup
+from mixup_nn.functional import mix_inputs, mix_loss, mixup_batch
 
+from . import reference
 from .cases import (
     PER_SAMPLE,
     SCALAR,
     applied,
     both_lams,
     each_mixer,
-    loss_by_loops,
-    mixed_by_loops,
     refused,
     slow_vmap,
-    tenfold,
     through_pickle,
 )
+from .strategies import LAYOUTS
 
 Make = Callable[[], Mixer]
 IMAGES = torch.randn(8, 3, 6, 5, generator=torch.Generator().manual_seed(0))
@@ -69,11 +67,6 @@ class Constant(Mixer):
         return self.lam.expand(self.shape)
 
 
-class OwnIndex(MixUp):
-    def sample_index(self, input: Tensor) -> Tensor:
-        return torch.arange(len(input)).flip(0)
-
-
 class OwnSample(MixUp):
     def sample(self, input: Tensor) -> Mix:
         return super().sample(input)._replace(index=torch.arange(len(input)).flip(0))
@@ -85,6 +78,10 @@ class OwnForward(Mixer):
     def forward(self, input: Tensor, mix: Mix | None = None) -> Tensor:
         self.last_mix = mix or Mix(torch.tensor(0.5), torch.arange(len(input)).roll(1))
         return input + input.roll(1, 0) if self.training else input
+
+
+def assert_close(ours: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(ours, expected.to(ours.dtype))
 
 
 def following(mixer: Mixer, **options: Any) -> MixUpCriterion:
@@ -156,15 +153,6 @@ def test_a_schedule_changes_the_weights_of_a_choice() -> None:
     assert choice.sample(IMAGES).lam.shape == (8,)
 
 
-@pytest.mark.parametrize("options", ({}, {"alpha": 3.0, "p": 0.7, "per_sample": True}), ids=("default", "all"))
-def test_mixers_draw_as_the_functions_of_the_same_options(options: dict[str, Any]) -> None:
-    pairs: tuple[tuple[type[Mixer], Any, Any], ...] = ((MixUp, sample_mixup, 8), (CutMix, sample_cutmix, IMAGES.shape))
-    for kind, function, size in pairs:
-        with torch.random.fork_rng():
-            expected = function(size, **options)
-        torch.testing.assert_close(kind(**options).eval().sample(IMAGES), expected)  # draws in eval mode too
-
-
 # Inputs
 
 
@@ -220,7 +208,7 @@ def test_two_inputs_of_one_draw_are_both_plain_in_eval() -> None:
         return image, table if mix is None else mix_inputs(table, mix)
 
     for output, input in zip(two(*pair), pair, strict=True):
-        torch.testing.assert_close(output, mixed_by_loops(input, applied(mixer)))
+        assert_close(output, reference.mixed(input, applied(mixer)))
     mixer.eval()
     assert two(*pair) == pair
 
@@ -250,28 +238,8 @@ def test_a_registered_mixer_follows_the_mode_of_the_model(wrap: str) -> None:
         seen = mixer(IMAGES)
         assert not torch.equal(seen, IMAGES)
         output = model(seen)
-        torch.testing.assert_close(criterion(output, LABELS), loss_by_loops(output, LABELS, applied(mixer)))
+        assert_close(criterion(output, LABELS), reference.cross_entropy(output, LABELS, applied(mixer)))
     assert list(net.state_dict()) == state
-
-
-def test_a_sequential_calls_a_registered_mixer_once_more() -> None:
-    """The trap of the pages: an attribute of an nn.Sequential is its last layer, and mixes the logits too."""
-    shapes: list[tuple[int, ...]] = []
-    mixer, trap = MixUp(1.0), nn.Sequential(Net())
-    mixer.register_forward_hook(lambda _module, args, _output: shapes.append(args[0].shape))
-    trap.mixer = mixer
-    trap(mixer(IMAGES))
-    nn.Sequential(mixer, Net())(IMAGES)
-    assert shapes == [IMAGES.shape, (8, 3), IMAGES.shape]
-
-
-@pytest.mark.parametrize("drawn_before", (False, True))  # a draw that the criterion would go on using
-def test_training_under_data_parallel_fails_loudly(drawn_before: bool) -> None:
-    mixer: Any = MixUp()
-    _ = drawn_before and mixer(IMAGES)
-    with refused(RuntimeError):
-        following(mixer)(Net()(mixer._replicate_for_data_parallel()(IMAGES)), LABELS)
-    assert mixer.eval()._replicate_for_data_parallel()(IMAGES) is IMAGES
 
 
 @pytest.mark.parametrize("use_reentrant", (False, True))
@@ -287,7 +255,7 @@ def test_a_checkpoint_recomputes_the_same_draw(make: Make, use_reentrant: bool) 
     loss, mix = checkpoint(step, input, use_reentrant=use_reentrant), applied(mixer)
     loss.backward()
     torch.testing.assert_close(mixer.last_mix, mix)
-    expected = loss_by_loops(net(mix_inputs(layer(input), mix).tanh()), LABELS, mix)
+    expected = reference.cross_entropy(net(mix_inputs(layer(input), mix).tanh()), LABELS, mix).float()
     torch.testing.assert_close((loss, input.grad), (expected, *torch.autograd.grad(expected, input)))
 
 
@@ -303,8 +271,8 @@ def test_functional_transforms_see_through_it(make: Make) -> None:
     gradients = torch.func.grad(loss)(dict(model.named_parameters()))
     torch.manual_seed(3)
     mix = make().sample(IMAGES)
-    expected = torch.autograd.grad(loss_by_loops(net(mix_inputs(IMAGES, mix)), LABELS, mix), list(net.parameters()))
-    torch.testing.assert_close(tuple(gradients.values()), expected)
+    expected = reference.cross_entropy(net(mix_inputs(IMAGES, mix)), LABELS, mix)
+    torch.testing.assert_close(tuple(gradients.values()), torch.autograd.grad(expected, list(net.parameters())))
 
 
 @slow_vmap
@@ -314,7 +282,7 @@ def test_vmap_draws_for_each_of_its_batches(make: Make) -> None:
     assert (output[0] != output[1]).any()
     inputs, mix = torch.randn(3, *IMAGES.shape), make().sample(IMAGES)
     output = torch.func.vmap(lambda input: make()(input, mix))(inputs)
-    torch.testing.assert_close(output, torch.stack([mixed_by_loops(input, mix) for input in inputs]))
+    assert_close(output, torch.stack([reference.mixed(input, mix) for input in inputs]))
 
 
 def test_threads_with_mixers_of_their_own_do_not_meet() -> None:
@@ -367,6 +335,41 @@ def test_a_learned_lam_has_its_gradient(where: str) -> None:
     assert seen == {(True, False)} | others[where]
 
 
+@pytest.mark.parametrize("layout", ("contiguous", "channels_last"))
+@pytest.mark.parametrize("shape", ((), (8,), (1, 1, 6, 5), (8, 1, 6, 5)), ids=str)
+def test_what_sample_lam_returns_is_never_written_into(shape: tuple[int, ...], layout: str) -> None:
+    class Kept(Mixer):
+        def sample_lam(self, input: Tensor) -> Tensor:  # noqa: ARG002
+            return kept
+
+    kept, input = torch.full(shape, 0.25), LAYOUTS[layout](IMAGES)
+    for mixer in (Kept(), Kept(p=0.5), RandomChoice([Kept(), Kept()]), RandomChoice([Kept()], p=0.5, per_sample=True)):
+        output = mixer(input)
+        following(mixer)(torch.randn(8, 3), LABELS)
+        MixUpCriterion(nn.MSELoss(), mixer)(output, IMAGES)
+        assert (kept == 0.25).all()
+        assert kept._version == 0
+
+
+def test_a_lam_in_float64_mixes_every_dtype_of_inputs_and_logits() -> None:
+    """A mixer that draws by NumPy or in double precision."""
+
+    class Double(Mixer):
+        def sample_lam(self, input: Tensor) -> Tensor:
+            return torch.rand(input.shape[:1], dtype=torch.float64)
+
+    mixer = Double(p=0.9)
+    choice = RandomChoice([mixer, MixUp(1.0)])
+    for each, dtype in itertools.product((mixer, choice), (torch.bfloat16, torch.float32, torch.float64)):
+        mixed, logits = each(IMAGES.to(dtype)), torch.randn(8, 3).to(dtype)
+        tolerance = {"rtol": 2 * torch.finfo(dtype).eps, "atol": 4 * torch.finfo(dtype).eps}
+        torch.testing.assert_close(mixed.double(), reference.mixed(IMAGES.to(dtype), applied(each)), **tolerance)
+        loss = following(each)(logits, LABELS)
+        assert (mixed.dtype, loss.dtype) == (dtype, dtype)
+        expected = reference.cross_entropy(logits, LABELS, applied(each))
+        torch.testing.assert_close(loss.double(), expected, rtol=torch.finfo(dtype).eps, atol=1e-6)
+
+
 def test_a_sample_of_ones_own_is_what_is_applied() -> None:
     mixer = OwnSample(1.0)
     torch.testing.assert_close(mixer(IMAGES), torch.lerp(IMAGES.flip(0), IMAGES, applied(mixer).lam))
@@ -377,19 +380,10 @@ def test_a_forward_of_ones_own_sets_the_mix_that_is_meant() -> None:
     mixer, logits = OwnForward(), torch.randn(8, 3)
     criterion, mix = following(mixer), Mix(torch.tensor(0.5), torch.arange(8).roll(1))
     mixer(IMAGES)
-    torch.testing.assert_close(criterion(logits, LABELS), loss_by_loops(logits, LABELS, mix))
+    assert_close(criterion(logits, LABELS), reference.cross_entropy(logits, LABELS, mix))
     mixer.eval()(IMAGES)
     assert mixer.last_mix is None
     assert torch.equal(criterion(logits, LABELS), F.cross_entropy(logits, LABELS))
-
-
-@pytest.mark.parametrize("later", (False, True))
-@pytest.mark.parametrize("wrong", (OwnIndex(), OwnSample(), OwnForward()), ids=lambda wrong: type(wrong).__name__)
-def test_a_choice_refuses_what_it_would_never_call(wrong: Mixer, later: bool) -> None:
-    choice = RandomChoice([MixUp(), CutMix()])
-    choice.mixers[1] = wrong if later else CutMix()
-    with refused(TypeError):
-        _ = choice(IMAGES) if later else RandomChoice([MixUp(), wrong])
 
 
 @pytest.mark.parametrize("copy_of", (copy.copy, copy.deepcopy, through_pickle))
@@ -458,60 +452,136 @@ def test_one_criterion_serves_two_heads() -> None:
     mixer = MixUp(1.0, per_sample=True)
     criterion, hidden = following(mixer), mixer(OUTPUT)
     heads = (hidden, INDICES), (2 * hidden, INDICES.flip(0))
-    expected = [loss_by_loops(*head, applied(mixer)) for head in heads]
-    torch.testing.assert_close([criterion(*head) for head in heads], expected)
+    for head in heads:
+        assert_close(criterion(*head), reference.cross_entropy(*head, applied(mixer)))
 
 
 @both_lams
 def test_the_loss_of_a_perfect_model_is_the_entropy(mix: Mix) -> None:
-    probs = mixed_by_loops(F.one_hot(INDICES, 3).double(), mix)
+    probs = reference.mix_targets(INDICES, mix, 3)
     perfect = probs.clamp_min(1e-12).log().requires_grad_()
     loss = MixUpCriterion(nn.CrossEntropyLoss())(perfect, INDICES, mix)
     torch.testing.assert_close(loss, -(probs * perfect).sum(1).mean())
     torch.testing.assert_close(torch.autograd.grad(loss, perfect)[0], torch.zeros_like(probs), atol=1e-7, rtol=0)
 
 
-modes = pytest.mark.parametrize("mode", (None, True, False))
-KINDS = ("forward_pre_hook", "forward_hook", "full_backward_pre_hook", "full_backward_hook", "global")
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@modes
-@pytest.mark.parametrize("mix", (SCALAR, PER_SAMPLE, None), ids=("per_batch", "per_sample", "plain"))
-def test_hooks_of_the_loss_run_on_every_path(mix: Mix | None, mode: bool | None, kind: str) -> None:
-    pairs = (nn.CrossEntropyLoss, INDICES), (nn.CrossEntropyLoss, DENSE), (nn.MSELoss, DENSE), (nn.MSELoss, INDICES)
-    for make, target in pairs[: 4 if mode is False else 3]:  # torch would not take the indices there
-        loss, seen = make(), list[type]()
-        register = register_module_forward_hook if kind == "global" else getattr(loss, f"register_{kind}")
-        hook = register(lambda module, *_, seen=seen: seen.append(type(module)))
-        MixUpCriterion(loss, interpolate_loss=mode)(OUTPUT.clone().requires_grad_(), target, mix).backward()
-        hook.remove()
-        assert make in seen
-
-
 @both_lams
-@modes
-def test_hooks_and_what_is_overridden_are_part_of_the_loss(mode: bool | None, mix: Mix) -> None:
-    class Called(nn.CrossEntropyLoss):
-        def __call__(self, *args: Tensor) -> Tensor:
-            return 10 * super().__call__(*args)  # type: ignore[no-any-return]
-
+@pytest.mark.parametrize("mode", (None, True, False))
+def test_modes_and_hooks_that_change_the_input_are_part_of_the_loss(mode: bool | None, mix: Mix) -> None:
     class Moded(nn.CrossEntropyLoss):
         def forward(self, input: Tensor, target: Tensor) -> Tensor:
             return super().forward(input, target) * (10 if self.training else 1)
 
-    after, before = nn.CrossEntropyLoss(), nn.CrossEntropyLoss()
-    after.register_forward_hook(tenfold)
+    before, plain = nn.CrossEntropyLoss(), reference.cross_entropy(OUTPUT, INDICES, mix)
     before.register_forward_pre_hook(lambda _, args: (3 * args[0], args[1]))
-    plain = loss_by_loops(OUTPUT, INDICES, mix)
-    for loss in (after, Called(), Moded()):
-        torch.testing.assert_close(MixUpCriterion(loss, interpolate_loss=mode)(OUTPUT, INDICES, mix), 10 * plain)
-    torch.testing.assert_close(MixUpCriterion(Moded(), interpolate_loss=mode).eval()(OUTPUT, INDICES, mix), plain)
-    criterion = MixUpCriterion(before, interpolate_loss=mode)
-    torch.testing.assert_close(criterion(OUTPUT, INDICES, mix), loss_by_loops(3 * OUTPUT, INDICES, mix))
+    criterion = MixUpCriterion(Moded(), interpolate_loss=mode)
+    assert_close(criterion(OUTPUT, INDICES, mix), 10 * plain)
+    assert_close(criterion.eval()(OUTPUT, INDICES, mix), plain)
+    criterion.loss = before
+    assert_close(criterion(OUTPUT, INDICES, mix), reference.cross_entropy(3 * OUTPUT, INDICES, mix))
+
+
+@pytest.mark.parametrize("per_sample", (False, True))
+def test_what_a_loss_is_told_later_counts(per_sample: bool) -> None:
+    """Its reduction, its options, and that its targets are logarithms now."""
+    loss = nn.KLDivLoss(reduction="sum")
+    criterion, log_probs, mix = MixUpCriterion(loss), OUTPUT.log_softmax(1), PER_SAMPLE if per_sample else SCALAR
+    probs = OUTPUT.flip(0).softmax(1)
+    assert_close(criterion(log_probs, probs, mix), loss(log_probs, reference.mix_targets(probs, mix).float()))
+    loss.log_target, loss.reduction = True, "batchmean"
+    expected = reference.mix_loss(loss, log_probs, probs.log(), mix)
+    assert_close(criterion(log_probs, probs.log(), mix), expected)
+
+
+@both_lams
+def test_what_a_loss_counts_in_its_buffers_stays(mix: Mix) -> None:
+    class Counting(nn.MSELoss):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("seen", torch.zeros(3))
+
+        def forward(self, input: Tensor, target: Tensor) -> Tensor:
+            self.seen += target.sum(0)  # type: ignore[operator]
+            return super().forward(input, target)
+
+    loss = Counting()
+    MixUpCriterion(loss, interpolate_loss=True)(OUTPUT, DENSE, mix)
+    assert_close(loss.seen, 2 * DENSE.sum(0))  # type: ignore[arg-type]
 
 
 def test_class_indices_are_dense_in_training_and_in_eval() -> None:
     criterion, one_hot = MixUpCriterion(nn.MSELoss(), interpolate_loss=False), F.one_hot(INDICES, 3).float()
     for training in (True, False):
         torch.testing.assert_close(criterion.train(training)(OUTPUT, INDICES), F.mse_loss(OUTPUT, one_hot))
+
+
+# Targets in parts
+
+
+class Head(NamedTuple):
+    labels: Tensor
+    weight: Tensor
+
+
+TASKS = {"class": Head(LABELS, torch.linspace(0, 2, 8)), "more": {"values": torch.linspace(-1, 1, 24).view(8, 3)}}
+
+
+def of_heads(output: dict[str, Tensor], target: dict[str, Any]) -> Tensor:
+    """A head of classes, with a weight for each sample, and one of values: one loss for each sample."""
+    labels, weight = target["class"]
+    of_classes = F.cross_entropy(output["class"], labels, reduction="none")
+    return weight * of_classes + (output["values"] - target["more"]["values"]).square().sum(1)
+
+
+def heads() -> dict[str, Tensor]:
+    return {"class": torch.randn(8, 3, requires_grad=True), "values": torch.randn(8, 3, requires_grad=True)}
+
+
+@each_mixer
+def test_each_part_of_a_target_is_that_of_the_partner(make: Make) -> None:
+    mixer, output = make(), heads()
+    criterion = MixUpCriterion(of_heads, mixer)
+    mixer(IMAGES)
+    expected = reference.mix_loss(of_heads, output, TASKS, applied(mixer))
+    for loss in (criterion(output, TASKS), mix_loss(of_heads, output, TASKS, applied(mixer))):
+        assert_close(loss, expected)
+        both = (torch.autograd.grad(each.sum(), list(output.values()), retain_graph=True) for each in (loss, expected))
+        torch.testing.assert_close(*both)
+    copied = copy.deepcopy(criterion)
+    for evaluated in (criterion.eval(), copied.eval()):
+        assert torch.equal(evaluated(output, TASKS), of_heads(output, TASKS))
+        assert_close(evaluated(output, TASKS, applied(mixer)), expected)
+
+
+def test_parts_are_kept_as_they_came() -> None:
+    """The same types and names, in the same order, whatever their dtypes; floats are not averaged."""
+    seen: list[Any] = []
+    target = {"b": Head(LABELS[:4], LABELS[:4] > 0), "a": collections.OrderedDict(x=DENSE.half())}
+    output = MixUpCriterion(lambda output, target: (seen.append(target), output)[1])(OUTPUT, target, SCALAR)
+    assert_close(output, OUTPUT)
+    for kept, index in zip(seen, (torch.arange(4), SCALAR.index), strict=True):
+        assert (list(kept), type(kept["b"]), type(kept["a"])) == (["b", "a"], Head, collections.OrderedDict)
+        assert torch.equal(kept["b"].labels, LABELS[index])
+        assert torch.equal(kept["b"].weight, LABELS[index] > 0)
+        assert torch.equal(kept["a"]["x"], DENSE.half()[index])
+
+
+def test_the_sum_of_a_weighed_mean_is_its_sum() -> None:
+    """A mean whose denominator holds a weight is not known: with 'sum', lam = 1 gives the plain loss."""
+
+    class Weighed(nn.Module):
+        def __init__(self, reduction: str) -> None:
+            super().__init__()
+            self.reduction = reduction
+
+        def forward(self, output: Tensor, target: dict[str, Tensor]) -> Tensor:
+            losses = target["weight"] * F.cross_entropy(output, target["labels"], reduction="none")
+            return reference.reduce(losses, self.reduction)
+
+    target, ones = {"labels": INDICES, "weight": torch.tensor([0.25, 0.0, 0.5, 0.25])}, Mix(torch.ones(4), SCALAR.index)
+    for reduction in ("sum", "none"):
+        loss = Weighed(reduction)
+        assert_close(MixUpCriterion(loss)(OUTPUT, target, ones), loss(OUTPUT, target))
+    assert_close(
+        MixUpCriterion(Weighed("mean"))(OUTPUT, target, SCALAR._replace(lam=ones.lam[0])), loss(OUTPUT, target).mean()
+    )

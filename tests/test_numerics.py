@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from typing import Any
 
@@ -168,14 +169,32 @@ def test_a_lam_in_half_precision_does_not_narrow_the_sums(shape: tuple[int, ...]
 
 
 @both_lams
-@pytest.mark.parametrize("loss", (nn.CrossEntropyLoss(), nn.NLLLoss()))
-def test_losses_under_autocast_are_those_of_float32_or_wider(loss: nn.Module, mix: Mix) -> None:
-    for dtype in (torch.bfloat16, torch.float32, torch.float64):
-        logits = torch.randn(4, 10).to(dtype)
-        wide = logits.float() if dtype == torch.bfloat16 else logits
-        expected = mix_loss(loss, wide, INDICES, mix)
-        with torch.autocast("cpu", torch.bfloat16):
-            torch.testing.assert_close(mix_loss(loss, logits, INDICES, mix), expected)  # its dtype too
+@pytest.mark.usefixtures("either_size")
+@pytest.mark.parametrize("label_smoothing", (0.0, 0.1))
+def test_losses_under_autocast_are_those_of_float32_or_wider(label_smoothing: float, mix: Mix) -> None:
+    """With class weights in float32, as a model under autocast has them."""
+    weight = torch.rand(10)
+    cross_entropies = [nn.CrossEntropyLoss(w, label_smoothing=label_smoothing) for w in (None, weight)]
+    for loss in (*cross_entropies, nn.NLLLoss(), nn.NLLLoss(weight)):
+        for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.float64):
+            wide = torch.float64 if dtype == torch.float64 else torch.float32
+            each = copy.deepcopy(loss).to(wide)
+            logits = torch.randn(4, 10).to(dtype)
+            expected = mix_loss(each, logits.to(wide), INDICES, mix)
+            with torch.autocast("cpu", torch.bfloat16 if dtype != torch.float16 else dtype):
+                torch.testing.assert_close(mix_loss(each, logits, INDICES, mix), expected)  # its dtype too
+
+
+@pytest.mark.usefixtures("either_size", "fresh_compiler")
+@pytest.mark.parametrize("mode", ("training", "eval", "compiled"))
+@pytest.mark.parametrize("label_smoothing", (0.0, 0.1))
+def test_class_weights_of_another_dtype_are_refused_in_every_mode(label_smoothing: float, mode: str) -> None:
+    logits, criterion = torch.randn(4, 3).bfloat16(), MixUpCriterion(nn.CrossEntropyLoss(torch.rand(3)))
+    criterion.loss.label_smoothing = label_smoothing
+    call = torch.compile(criterion, backend="eager", fullgraph=True) if mode == "compiled" else criterion
+    for mix in (None,) if mode == "eval" else (SCALAR, PER_SAMPLE):
+        with pytest.raises(RuntimeError, match="expected scalar type"):
+            call(logits, INDICES, mix)
 
 
 # Derivatives
@@ -289,12 +308,6 @@ def test_linear_cross_entropy_is_the_cross_entropy_of_its_logits(
     input, labels = torch.randn(4, 5, dtype=torch.float64), torch.tensor([0, ignored, 1, 0])
     expected = reference.cross_entropy(loss.linear(input), labels, mix, **options)
     torch.testing.assert_close(MixUpCriterion(loss)(input, labels, mix), expected)
-
-
-def test_a_loss_compiled_in_place_is_unreduced_without_its_compilation() -> None:
-    loss, (input, target) = nn.MSELoss(), torch.randn(2, 4, 3)
-    loss.compile()
-    assert torch.equal(mix_loss(loss, input, target, PER_SAMPLE), mix_loss(nn.MSELoss(), input, target, PER_SAMPLE))
 
 
 # What only some combinations of options show
