@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from mixup_nn import CutMix, Mix, Mixer, MixUp, MixUpCriterion
 from mixup_nn._mix import input_mix, target_mix
-from mixup_nn.functional import mix_targets, mixup_batch
+from mixup_nn.functional import mix_cross_entropy, mix_inputs, mix_loss, mix_targets, mixup_batch
 
 from .cases import MIXERS, Operations, each_mixer
 
@@ -160,6 +160,36 @@ def test_a_mix_follows_the_tensor_whichever_part_is_elsewhere(lam: str, index: s
     mix = Mix(torch.tensor(0.3, device=lam), torch.arange(8, device=index))
     for door, value in ((input_mix, meta(8, 3)), (target_mix, labels(8))):
         assert [part.device.type for part in door(value, mix)] == ["meta", "meta"]
+
+
+@pytest.mark.parametrize("shape", ((), (8,), (1, 1, 4), (8, 1, 4)), ids=str)
+def test_the_gradient_of_a_lam_that_moves_goes_with_it(shape: tuple[int, ...]) -> None:
+    mix = Mix(torch.rand(shape, requires_grad=True), torch.arange(8).roll(1))
+    loss = nn.MSELoss()
+    for value in (
+        mix_inputs(meta(8, 3, 4), mix),
+        mix_targets(meta(8, 3, 4), mix),
+        mix_targets(labels(8), mix, CLASSES),
+        mix_loss(loss, meta(8, 3, 4), meta(8, 3, 4), mix),
+        mix_cross_entropy(meta(8, CLASSES, 4), labels(8, 4), mix),
+    ):
+        assert value.requires_grad
+        assert value.is_meta
+
+
+@pytest.mark.parametrize("shape", ((), (8,), (1, 1, 4), (8, 1, 4)), ids=str)
+def test_each_part_of_a_target_stays_on_its_device(shape: tuple[int, ...]) -> None:
+    seen: list[Any] = []
+
+    def loss(output: Tensor, target: dict[str, Tensor]) -> Tensor:
+        seen.append([(name, part.device.type, part.dtype) for name, part in target.items()])
+        return output * target["here"]
+
+    target = {"here": meta(8), "there": torch.arange(8)}
+    for of in (MixUpCriterion(loss), partial(mix_loss, loss)):
+        value = of(meta(8), target, Mix(torch.rand(shape, requires_grad=True), torch.arange(8)))
+        assert (value.shape, value.device.type, value.requires_grad) == ((8,), "meta", True)
+    assert seen == 4 * [[("here", "meta", torch.float32), ("there", "cpu", torch.int64)]]
 
 
 # What a hidden layer costs

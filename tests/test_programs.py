@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import re
 from collections.abc import Callable, Iterator
@@ -268,14 +269,19 @@ def test_losses_have_shape_and_dtype_of_the_plain_loss_and_on_meta(program: Prog
             assert (meta.shape, meta.dtype) == (value.shape, value.dtype)
 
 
-@given(programs(), st.booleans(), st.booleans())
-def test_a_linked_draw_is_the_one_passed(program: Program, training: bool, subclass: bool) -> None:
-    mixer: Any = (make_subclass(MixUp) if subclass else MixUp)()
+@given(programs(), st.booleans(), st.sampled_from(["made", "subclass", "replaced", "copied"]))
+def test_a_linked_draw_is_the_one_passed(program: Program, training: bool, how: str) -> None:
+    mixer: Any = (make_subclass(MixUp) if how == "subclass" else MixUp)()
     sizes = program.output.shape[2:] if program.mix.lam.ndim < 3 else program.mix.lam.shape[2:]
     mixer(torch.randn(len(program.output), 2, *sizes), program.mix)
     assert mixer.last_mix is program.mix
-    kind = make_subclass(MixUpCriterion) if subclass else MixUpCriterion
-    criterion = kind(program.loss(), mixer, interpolate_loss=program.interpolate_loss).train(training)
+    kind = make_subclass(MixUpCriterion) if how == "subclass" else MixUpCriterion
+    if how == "replaced":
+        criterion = MixUpCriterion(nn.L1Loss(), MixUp())
+        criterion.loss, criterion.mixer, criterion.interpolate_loss = program.loss(), mixer, program.interpolate_loss
+    else:
+        criterion = kind(program.loss(), mixer, interpolate_loss=program.interpolate_loss)
+    criterion = (copy.copy(criterion) if how == "copied" else criterion).train(training)
     value = criterion(program.output, program.target)
     given = (program.output, program.target) + ((program.mix,) if training else ())
     expected = MixUpCriterion(program.loss(), interpolate_loss=program.interpolate_loss)(*given)
