@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache, partial
 from itertools import combinations
 from random import Random
 from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +26,6 @@ FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 SPATIAL: tuple[Shape, ...] = ((), (2,), (1,), (3,), (2, 3), (1, 3), (2, 1), (3, 3), (2, 1, 2), (2, 3, 3))
 
 seeds = st.integers(0, 2**16)
-weights = st.one_of(st.sampled_from([0.0, 0.25, 0.5, 1.0]), st.floats(0, 1))
 
 
 def random(draw: Draw, shape: Sequence[int], low: float = -3, high: float = 3) -> Tensor:
@@ -37,23 +37,32 @@ def random(draw: Draw, shape: Sequence[int], low: float = -3, high: float = 3) -
 # Draws
 
 
+Choose = Callable[[str, Sequence[Any]], Any]  # one of some values, for what they are called
+
+
+def mix_of(choose: Choose, numbers: torch.Generator, batch_size: int, spatial: Shape) -> Mix:
+    """A mix of any shape of lam, for inputs of these sizes, with any partners; some sizes of a map may be 1."""
+    shape: Shape = choose("lam", [(), (batch_size,), (batch_size,)])
+    if spatial and choose("maps", [False, True, True]):
+        ones = choose("ones_of_map", [0, 0, 0, 1, len(spatial)])
+        shape = (*(shape or (1,)), 1, *[1] * ones, *spatial[ones:])
+    lam = torch.rand(shape, generator=numbers, dtype=torch.float64)
+    if choose("lam_of", ["fractions", "fractions", "edges"]) == "edges":
+        lam = (lam * 4).round() / 4
+    index = torch.randperm(batch_size, generator=numbers)
+    if choose("partners", ["permuted", "permuted", "repeating"]) == "repeating":
+        index = torch.randint(max(batch_size, 1), (batch_size,), generator=numbers)
+    return Mix(lam.to(choose("lam_dtype", [torch.float64, torch.float64, torch.float32])), index)
+
+
 @st.composite
 def mixes(draw: Draw, /, batch_size: int, spatial: Shape = (), *, maps: bool | None = None) -> Mix:
-    """Any ``lam`` and any partners; for ``spatial`` sizes ``maps`` of them too, where some sizes may be 1."""
-    maps = bool(spatial) and (draw(st.booleans()) if maps is None else maps)
-    shape: Shape = draw(st.sampled_from([(), (batch_size,), (batch_size,)]))
-    if maps:
-        sizes = [draw(st.sampled_from([size, size, 1])) for size in spatial]
-        shape = (*(shape or (1,)), 1, *sizes)
-    if draw(st.booleans()):
-        lam = random(draw, shape, 0, 1)
-    else:
-        numbers = draw(st.lists(weights, min_size=math.prod(shape), max_size=math.prod(shape)))
-        lam = torch.tensor(numbers, dtype=torch.float64).reshape(shape)
-    permutation = st.permutations(range(batch_size))
-    repeating = st.lists(st.integers(0, max(batch_size - 1, 0)), min_size=batch_size, max_size=batch_size)
-    index = torch.tensor(draw(st.one_of(permutation, repeating)), dtype=torch.int64)
-    return Mix(lam.to(draw(st.sampled_from([torch.float64, torch.float64, torch.float32]))), index)
+    """Any ``lam`` and any partners; for ``spatial`` sizes ``maps`` of them too."""
+
+    def choose(name: str, values: Sequence[Any]) -> Any:
+        return maps if name == "maps" and maps is not None else draw(st.sampled_from(values))
+
+    return mix_of(choose, torch.Generator().manual_seed(draw(seeds)), batch_size, spatial)
 
 
 # Layouts: other strides, the same values
@@ -121,15 +130,8 @@ def targets(draw: Draw, /) -> tuple[Tensor, Mix]:
         shape = (*draw(st.sampled_from([(), (2,)])), *near)
     if draw(st.booleans()):
         return random(draw, (batch_size, *shape), 0, 1), mix
-    return draw(labels((batch_size, *shape), 3, ignored=draw(st.sampled_from([-100, -1])))), mix
-
-
-@st.composite
-def labels(draw: Draw, /, shape: Shape, num_classes: int, ignored: int | None = None) -> Tensor:
-    """Class indices; some of them the one to ignore."""
-    values = list(range(num_classes)) + ([] if ignored is None else [ignored])
-    count = math.prod(shape)
-    return torch.tensor(draw(st.lists(st.sampled_from(values), min_size=count, max_size=count))).long().reshape(shape)
+    labels = random(draw, (batch_size, *shape), -1, 3).floor().long()
+    return torch.where(labels < 0, draw(st.sampled_from([-100, -1])), labels), mix
 
 
 # Losses
@@ -218,6 +220,11 @@ class Program(NamedTuple):
     interpolate_loss: bool | None
     large: bool
 
+    def moved(self) -> Program:
+        """The same on ``meta``."""
+        target = reference.each_part(lambda part: part.to("meta"), self.target)
+        return self._replace(output=self.output.to("meta"), target=target, mix=on_meta(self.mix))
+
     @property
     def labels(self) -> Tensor:
         """The target, or the part of it that is one for torch's loss."""
@@ -278,6 +285,17 @@ class Program(NamedTuple):
         return 2 * value if self.form in ("hooked", "doubled", "called") else value
 
 
+def on_meta(mix: Mix) -> Mix:
+    return Mix(*(part.to("meta") for part in mix))
+
+
+@contextmanager
+def large_logits(large: bool) -> Iterator[None]:
+    """The path of large logits, for small ones."""
+    with mock.patch("mixup_nn._losses.LARGE", 0 if large else 2**22):
+        yield
+
+
 def make_subclass(base: Any, doubling: str | None = None) -> Any:
     """A subclass with ``pass``, or one that doubles what a method returns."""
 
@@ -286,27 +304,6 @@ def make_subclass(base: Any, doubling: str | None = None) -> Any:
         return 2 * losses
 
     return type("Own", (base,), {} if doubling is None else {doubling: double})
-
-
-Choose = Callable[[str, Sequence[Any]], Any]  # one of some values, for what they are called
-
-
-def mix_of(choose: Choose, numbers: torch.Generator, batch_size: int, spatial: Shape) -> Mix:
-    """A mix of any shape of lam, for inputs of these sizes."""
-    each: Shape = choose("lam", [(), (batch_size,), (batch_size,)])
-    maps = bool(spatial) and choose("maps", [False, True, True])
-    if maps:
-        sizes = {"all": spatial, "of_1": [1] * len(spatial), "first_of_1": [1, *spatial[1:]]}[
-            choose("sizes_of_map", ["all", "all", "all", "of_1", "first_of_1"])
-        ]
-        each = (*(each or (1,)), 1, *sizes)
-    lam = torch.rand(each, generator=numbers, dtype=torch.float64)
-    if choose("lam_of", ["fractions", "fractions", "edges"]) == "edges":
-        lam = (lam * 4).round() / 4
-    index = torch.randperm(batch_size, generator=numbers)
-    if choose("partners", ["permuted", "permuted", "repeating"]) == "repeating":
-        index = torch.randint(batch_size, (batch_size,), generator=numbers)
-    return Mix(lam.to(choose("lam_dtype", [torch.float64, torch.float64, torch.float32])), index)
 
 
 def program_of(

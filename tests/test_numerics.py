@@ -267,31 +267,6 @@ def test_a_loss_may_change_its_target_and_a_metric_return_integers(mix: Mix) -> 
     torch.testing.assert_close(hits, mix.lam * predicted.eq(INDICES) + (1 - mix.lam) * predicted.eq(INDICES[CYCLE]))
 
 
-@both_lams
-def test_the_output_of_the_model_is_whatever_the_loss_takes(mix: Mix) -> None:
-    def loss(output: Any, target: Tensor) -> Tensor:
-        return F.cross_entropy(output["head"][0], target, reduction="none")
-
-    logits = torch.randn(4, 3)
-    expected = reference.cross_entropy(logits, INDICES, mix, reduction="none").float()
-    torch.testing.assert_close(MixUpCriterion(loss)({"head": (logits,)}, INDICES, mix), expected)
-
-
-def test_the_unreduced_copy_of_a_loss_shares_its_parameters() -> None:
-    class Scaled(nn.MSELoss):
-        def __init__(self) -> None:
-            super().__init__()
-            self.scale = nn.Parameter(torch.tensor(2.0))
-
-        def forward(self, input: Tensor, target: Tensor) -> Tensor:
-            return self.scale * super().forward(input, target)
-
-    loss = Scaled()
-    mix_loss(loss, torch.randn(4), torch.randn(4), PER_SAMPLE).backward()
-    assert loss.scale.grad is not None
-    assert loss.reduction == "mean"
-
-
 OPTIONS: tuple[dict[str, Any], ...] = (
     {},
     {"weight": torch.tensor([1.0, 2.0, 5.0], dtype=torch.float64), "label_smoothing": 0.1, "ignore_index": 2},
@@ -311,16 +286,6 @@ def test_linear_cross_entropy_is_the_cross_entropy_of_its_logits(
 
 
 # What only some combinations of options show
-
-
-@pytest.mark.usefixtures("either_size")
-@pytest.mark.parametrize("label_smoothing", (0.0, 0.1))
-def test_two_means_keep_their_denominators_where_partners_repeat(label_smoothing: float) -> None:
-    logits, weight, index = torch.randn(4, 3), torch.tensor([1.0, 2.0, 5.0]), torch.tensor([1, 1, 2, 1])
-    options: dict[str, Any] = {"weight": weight, "label_smoothing": label_smoothing}
-    own, partner = (F.cross_entropy(logits, y, **options) for y in (INDICES, INDICES[index]))
-    ours = mix_cross_entropy(logits, INDICES, Mix(torch.tensor(0.3), index), **options)
-    torch.testing.assert_close(ours, 0.3 * own + 0.7 * partner)
 
 
 def test_bytes_as_labels_are_compared_as_numbers() -> None:
