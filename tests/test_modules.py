@@ -104,7 +104,7 @@ def test_repr_shows_the_options() -> None:
     assert repr(MixUp(0.7, p=0.9, per_sample=True)) == "MixUp(alpha=0.7, p=0.9, per_sample=True)"
     assert repr(CutMix(spatial_dims=2)) == "CutMix(alpha=1.0, p=1.0, per_sample=False, spatial_dims=2)"
     assert repr(Constant(p=0.5)) == "Constant(p=0.5)"
-    assert "weights=(2.0,), p=0.5, per_sample=True" in repr(RandomChoice([MixUp()], (2,), p=0.5, per_sample=True))
+    assert "weights=(2,), p=0.5, per_sample=True" in repr(RandomChoice([MixUp()], (2,), p=0.5, per_sample=True))
     criterion = MixUpCriterion(nn.MSELoss(), MixUp(0.7), interpolate_loss=True)
     assert "mixer=MixUp(alpha=0.7, p=1.0, per_sample=False), interpolate_loss=True" in repr(criterion)
 
@@ -310,17 +310,6 @@ def test_a_copy_made_in_eval_mode_carries_no_draw(make: Make, copy_of: Callable[
     mixer(IMAGES)
     assert copy_of(mixer.eval()).train().last_mix is None
     assert mixer.train().last_mix is not None
-
-
-def test_a_choice_takes_another_entry_by_append() -> None:
-    choice = RandomChoice([Constant(0.25), Constant(0.5)])
-    choice.mixers.append(Constant(0.75))
-    assert drawn(choice) == {0.25, 0.5, 0.75}
-    choice.weights = (0, 0, 1)
-    assert drawn(choice) == {0.75}
-    del choice.mixers[0]
-    with refused(ValueError):
-        choice(IMAGES)
 
 
 @pytest.mark.parametrize("inner", (0, 1))
