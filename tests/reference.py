@@ -83,9 +83,9 @@ def each_part(function: Callable[[Tensor], Tensor], value: Any) -> Any:
 
 
 def parts_of(value: Any) -> list[Tensor]:
-    parts: list[Tensor] = []
-    each_part(lambda part: (parts.append(part), part)[1], value)
-    return parts
+    if isinstance(value, Tensor):
+        return [value]
+    return [part for each in (value.values() if isinstance(value, dict) else value) for part in parts_of(each)]
 
 
 # Inputs and targets
@@ -167,6 +167,11 @@ def of_torch(loss: nn.Module) -> Any:
     return copy.deepcopy(loss).double()
 
 
+def one(value: Any, i: int) -> Any:
+    """A batch of sample ``i`` alone."""
+    return each_part(lambda part: part[i : i + 1], value)
+
+
 def mix_loss(loss: Any, input: Any, target: Any, mix: Mix) -> Tensor:
     """Both losses of each sample alone, weighed and reduced as the loss says; in class weights if it has them."""
     mix = of_target(target, mix)
@@ -178,8 +183,7 @@ def mix_loss(loss: Any, input: Any, target: Any, mix: Mix) -> Tensor:
     each.reduction = "none"
     counts = isinstance(loss, CrossEntropy) and not target.is_floating_point()
     for i, j in enumerate(mix.index.tolist()):
-        lam, at = weight(mix, i), each_part(lambda part, i=i: part[i : i + 1], input)
-        own, partner = (each_part(lambda part, k=k: part[k : k + 1], target) for k in (i, j))
+        lam, at, own, partner = weight(mix, i), one(input, i), one(target, i), one(target, j)
         losses.append(lam * each(at, own)[0] + (1 - lam) * each(at, partner)[0])
         if counts:
             weights.append(lam * each.class_weights(own)[0] + (1 - lam) * each.class_weights(partner)[0])

@@ -260,7 +260,7 @@ class Program(NamedTuple):
         moved = {k: v.to(device, self.output.dtype) if isinstance(v, Tensor) else v for k, v in self.options.items()}
         kind = self.kind
         if self.form in PARTS:
-            of_parts = OfParts(partial(kind.function, **moved | {"reduction": "none"}), moved["reduction"])
+            of_parts = OfParts(partial(kind.function, **moved | {"reduction": "none"}), self.options["reduction"])
             return of_parts if self.form == "parts" else lambda output, target: of_parts(output, target)
         if self.form in FUNCTIONS:
             bound = partial(kind.function, **moved)
@@ -367,9 +367,9 @@ def program_of(
         output = EVERY_LAYOUT[choose("layout", list(EVERY_LAYOUT))](output)
     of_target = choose("layout_of_target", ["contiguous", "transposed", "odd_strides", "one_sample"])
     target = EVERY_LAYOUT[of_target](target)
-    if form in PARTS:
-        target = {"weighed": Weighed(target, uniform((batch_size,), 0.5, 2).to(dtype))}
-    program = Program(kind, form, options, output, target, mix, mode, choose("large", [False, True]))
+    parts = {"weighed": Weighed(target, uniform((batch_size,), 0.5, 2).to(dtype))}
+    whole = parts if form in PARTS else target
+    program = Program(kind, form, options, output, whole, mix, mode, choose("large", [False, True]))
     if program.interpolates_loss and reference.of_target(program.target, mix).lam.ndim:
         if form in FUNCTIONS:
             options["reduction"] = "none"  # one number could not be weighed
