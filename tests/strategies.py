@@ -75,21 +75,22 @@ def with_odd_strides(value: Tensor) -> Tensor:
     return value.as_strided(value.shape, strides)
 
 
+def channels_last(value: Tensor, last: Callable[[Tensor], Tensor] = torch.Tensor.contiguous) -> Tensor:
+    """With the channels last in memory, in a layout of that."""
+    return last(value.movedim(1, -1)).movedim(-1, 1) if value.ndim > 2 else last(value)
+
+
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "contiguous": lambda x: x.contiguous(),
-    "channels_last": lambda x: x.movedim(1, -1).contiguous().movedim(-1, 1) if x.ndim > 2 else x,
+    "channels_last": channels_last,
     "batch_last": lambda x: x.movedim(0, -1).contiguous().movedim(-1, 0),
     "transposed": lambda x: x.mT.contiguous().mT if x.ndim > 1 else x,
     "strided": lambda x: torch.stack((x, x + 1), -1)[..., 0],
     "every_second": lambda x: x.repeat_interleave(2, 0)[::2],
-    "part_of_channels_last": lambda x: (
-        x.repeat_interleave(2, 0).movedim(1, -1).contiguous().movedim(-1, 1)[::2] if x.ndim > 2 else x
-    ),
+    "part_of_channels_last": lambda x: channels_last(x.repeat_interleave(2, 0))[::2],
     "inner_part": lambda x: torch.cat((x, x), -1).narrow(-1, 0, x.shape[-1]),
     "odd_strides": with_odd_strides,
-    "odd_strides_of_channels_last": lambda x: (
-        with_odd_strides(x.movedim(1, -1)).movedim(-1, 1) if x.ndim > 2 else with_odd_strides(x)
-    ),
+    "odd_strides_of_channels_last": lambda x: channels_last(x, with_odd_strides),
 }
 KEPT = {"contiguous", "channels_last"}  # the memory formats
 
@@ -121,9 +122,8 @@ def targets(draw: Draw, /) -> tuple[Tensor, Mix]:
     """Targets of any shape beside a map of any sizes: the rule says what is meant, or that nothing is."""
     batch_size = draw(st.integers(1, 3))
     sizes = st.integers(1, 3)
-    mix = draw(
-        mixes(batch_size, tuple(draw(st.lists(sizes, min_size=1, max_size=3))), maps=draw(st.integers(0, 4)) > 0)
-    )
+    spatial = tuple(draw(st.lists(sizes, min_size=1, max_size=3)))
+    mix = draw(mixes(batch_size, spatial, maps=draw(st.integers(0, 4)) > 0))
     shape = tuple(draw(st.lists(sizes, max_size=3)))
     if mix.lam.ndim > 2 and draw(st.booleans()):
         near = [draw(st.sampled_from([size, size, 1, size + 1])) for size in mix.lam.shape[2:]]  # fits, or just not
@@ -326,16 +326,10 @@ def program_of(
     mode = choose("mode", [None, True] if apart else [None, True, False])
 
     classes = kind.target in ("indices", "sets") or kind.class_weights or kind.domain is log_softmax
-    sizes = (
-        (batch_size, channels, *spatial) if classes or choose("has_channels", [True, False]) else (batch_size, *spatial)
-    )
+    of_channels = (channels,) if classes or choose("has_channels", [True, False]) else ()
+    sizes = (batch_size, *of_channels, *spatial)
     dense = kind.module is nn.CrossEntropyLoss and choose("dense", [False, False, True])
-    made_dense = (
-        kind.target == "values"
-        and mode is False
-        and len(sizes) > 1 + len(spatial)
-        and choose("made_dense", [False, True])
-    )
+    made_dense = kind.target == "values" and mode is False and choose("made_dense", [False, bool(of_channels)])
     own_forward = mode is False and form in (*FUNCTIONS, "doubled")  # gets dense targets
     if dense or made_dense or own_forward:
         options.pop("ignore_index", None)

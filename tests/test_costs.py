@@ -40,16 +40,10 @@ def test_one_map_for_all_samples_is_spread_along_channels_that_come_last() -> No
 
 @every_lam(2, 3)
 @pytest.mark.parametrize("options", ({}, {"label_smoothing": 0.1}, {"weight": torch.rand(500)}))
-@pytest.mark.parametrize("as_module", (False, True))
-def test_class_indices_cost_one_log_softmax_and_no_dense_target(
-    mix: Mix, options: dict[str, Any], as_module: bool
-) -> None:
+def test_class_indices_cost_one_log_softmax_and_no_dense_target(mix: Mix, options: dict[str, Any]) -> None:
     input = torch.randn(4, 500)
     with Operations() as operations:
-        if as_module:
-            mix_loss(nn.CrossEntropyLoss(**options), input, INDICES, mix)
-        else:
-            mix_cross_entropy(input, INDICES, mix, **options)
+        mix_loss(nn.CrossEntropyLoss(**options), input, INDICES, mix)
     assert [name for name, size in operations.made if size >= input.numel()].count("_log_softmax") == 1
     assert not options or "label_smoothing" in options or len([1 for _, n in operations.made if n >= 2000]) == 1
 

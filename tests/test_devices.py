@@ -145,7 +145,7 @@ def test_backward_of_a_hidden_layer_takes_as_many_passes_in_either_layout(name: 
 
 
 @pytest.mark.usefixtures("fresh_compiler")
-@each_mixer
+@pytest.mark.parametrize("make", (MIXERS["choice"], MIXERS["choice_per_sample"]), ids=("choice", "choice_per_sample"))
 def test_the_graph_of_a_step_has_no_node_on_the_host(make: Callable[[], Mixer]) -> None:
     on_the_host: list[str] = []
 

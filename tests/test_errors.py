@@ -386,17 +386,21 @@ LEFT_TO_PYTHON_AND_TORCH: dict[str, tuple[Callable[[], Any], type[Exception]]] =
 }
 
 
+@functools.cache
+def error_of(name: str) -> pytest.ExceptionInfo[Exception]:
+    with pytest.raises(GUARDS[name].error) as raised:
+        GUARDS[name].call()
+    return raised
+
+
 @pytest.mark.parametrize("name", GUARDS)
 def test_a_guard_says_what_was_expected(name: str) -> None:
-    row = GUARDS[name]
-    with pytest.raises(row.error) as raised:
-        row.call()
-    message = str(raised.value)
-    assert type(raised.value) is row.error
-    assert row.word in message
-    assert "expected" in message or row.error is NotImplementedError
-    assert len(message) <= MESSAGE
-    assert not any(advice in message for advice in ("criterion.eval()", "link the choice"))  # right in some cases only
+    row, error = GUARDS[name], error_of(name).value
+    assert type(error) is row.error
+    assert row.word in str(error)
+    assert "expected" in str(error) or row.error is NotImplementedError
+    assert len(str(error)) <= MESSAGE
+    assert not any(advice in str(error) for advice in ("criterion.eval()", "link the choice"))  # right in some cases
 
 
 @pytest.mark.parametrize("name", PASSES)
@@ -422,26 +426,19 @@ def raises_of_the_package() -> Iterator[tuple[str, int, int]]:
 def test_every_guard_has_a_row_and_most_texts_are_short() -> None:
     """A guard that no row reaches fails here: give it a row, or take it away."""
     seen: set[tuple[str, int]] = set()
-    lengths = []
-    for row in GUARDS.values():
-        with pytest.raises(row.error) as raised:
-            row.call()
-        lengths.append(len(str(raised.value)))
-        frames = [frame for frame in traceback.extract_tb(raised.tb) if Path(frame.filename).parent == PACKAGE]
+    for name in GUARDS:
+        frames = [frame for frame in traceback.extract_tb(error_of(name).tb) if Path(frame.filename).parent == PACKAGE]
         seen.add((Path(frames[-1].filename).name, frames[-1].lineno or 0))
     for file, first, last in raises_of_the_package():
         assert any(file == where and first <= line <= last for where, line in seen), (file, first)
-    assert sorted(lengths)[len(lengths) // 2] <= 110
+    assert sorted(len(str(error_of(name).value)) for name in GUARDS)[len(GUARDS) // 2] <= 110
 
 
 def test_the_pages_that_errors_name_exist() -> None:
     """Of messages as they are raised, however they are put together, and of the source."""
     pages = {page.read_text().partition("\n")[0].removeprefix("# "): page for page in (ROOT / "docs").glob("*.md")}
     texts = ["".join(path.read_text() for path in PACKAGE.glob("*.py"))]
-    for row in GUARDS.values():
-        with pytest.raises(row.error) as raised:
-            row.call()
-        texts.append(str(raised.value))
+    texts += [str(error_of(name).value) for name in GUARDS]
     named = {match for text in texts for match in re.findall(r"see docs: ([A-Z]\w+)(?:, ([A-Z][\w ]*\w))?", text)}
     assert len(named) > 8
     for page, section in sorted(named):

@@ -270,8 +270,8 @@ class Life(stateful.RuleBasedStateMachine):
         copied, input = how(self.own.module), torch.randn(3, 2, 3, 4)
         assert (type(copied), repr(copied)) == (type(self.own.module), repr(self.own.module))
         assert (copied.training, copied.last_mix) == (self.own.training, None)
-        state = torch.get_rng_state()
-        output = copied(input)
+        assert how(self.own.module).train().last_mix is None
+        state, output = torch.get_rng_state(), copied(input)
         torch.set_rng_state(state)
         mix = self.own.module.sample(input)
         torch.testing.assert_close(output, reference.mixed(input, mix).float() if self.own.training else input)

@@ -1,4 +1,4 @@
-"""Mixers and criterion inside programs: states, copies, checkpoints, transforms, workers, and mixers of one's own."""
+"""Mixers and criterion inside programs: states, checkpoints, transforms, targets in parts, and mixers of one's own."""
 
 from __future__ import annotations
 
@@ -20,16 +20,7 @@ from mixup_nn import CutMix, Mix, Mixer, MixUp, MixUpCriterion, RandomChoice
 from mixup_nn.functional import mix_inputs, mix_loss
 
 from . import reference
-from .cases import (
-    PER_SAMPLE,
-    SCALAR,
-    applied,
-    both_lams,
-    each_mixer,
-    refused,
-    slow_vmap,
-    through_pickle,
-)
+from .cases import PER_SAMPLE, SCALAR, applied, both_lams, each_mixer, refused, slow_vmap
 from .strategies import LAYOUTS
 
 Make = Callable[[], Mixer]
@@ -51,14 +42,14 @@ class Net(nn.Module):
 
 
 class Constant(Mixer):
-    """A lam of one value, which may be learned."""
+    """A lam of one value, which is learned."""
 
-    def __init__(self, lam: float = 0.5, shape: tuple[int, ...] = (), p: float = 1) -> None:
+    def __init__(self, lam: float = 0.5, p: float = 1) -> None:
         super().__init__(p=p)
-        self.lam, self.shape = nn.Parameter(torch.tensor(lam)), shape
+        self.lam = nn.Parameter(torch.tensor(lam))
 
     def sample_lam(self, input: Tensor) -> Tensor:  # noqa: ARG002
-        return self.lam.expand(self.shape)
+        return self.lam
 
 
 class OwnForward(Mixer):
@@ -276,15 +267,6 @@ def test_a_forward_of_ones_own_sets_the_mix_that_is_meant() -> None:
     mixer.eval()(IMAGES)
     assert mixer.last_mix is None
     assert torch.equal(criterion(logits, LABELS), F.cross_entropy(logits, LABELS))
-
-
-@pytest.mark.parametrize("copy_of", (copy.copy, copy.deepcopy, through_pickle))
-@each_mixer
-def test_a_copy_made_in_eval_mode_carries_no_draw(make: Make, copy_of: Callable[[Mixer], Mixer]) -> None:
-    mixer = make()
-    mixer(IMAGES)
-    assert copy_of(mixer.eval()).train().last_mix is None
-    assert mixer.train().last_mix is not None
 
 
 # The criterion and its loss
