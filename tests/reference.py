@@ -232,23 +232,3 @@ def cutmix_mask(sizes: Position, share: float, center: tuple[float, ...]) -> Ten
         if inside:
             mask[pixel] = 0
     return mask
-
-
-def torchvision_share(height: int, width: int, lam: float, center: tuple[int, int]) -> float:
-    """The share of the original after clipping, as torchvision's v2.CutMix computes it."""
-    ratio = 0.5 * (1 - lam) ** 0.5
-    half_width, half_height = int(ratio * width), int(ratio * height)
-    x, y = center
-    x1, y1 = max(x - half_width, 0), max(y - half_height, 0)
-    x2, y2 = min(x + half_width, width), min(y + half_height, height)
-    return 1 - (x2 - x1) * (y2 - y1) / (width * height)
-
-
-def timm_share(height: int, width: int, lam: float, center: tuple[int, int]) -> float:
-    """The share of the original after clipping, as timm's rand_bbox with correct_lam computes it."""
-    ratio = (1 - lam) ** 0.5
-    cut_height, cut_width = int(height * ratio), int(width * ratio)
-    x, y = center
-    y1, y2 = max(y - cut_height // 2, 0), min(y + cut_height // 2, height)
-    x1, x2 = max(x - cut_width // 2, 0), min(x + cut_width // 2, width)
-    return 1 - (y2 - y1) * (x2 - x1) / (height * width)

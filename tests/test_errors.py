@@ -194,7 +194,7 @@ GUARDS: dict[str, Row] = {
     "another batch size": Row(lambda: linked()(LOGITS[:1], Y[:1]), ValueError, "4", "one sample broadcast to four"),
     "flattened output": Row(
         lambda: linked()(torch.rand(24, 3), torch.zeros(24).long()), ValueError, "Programs, Another batch size",
-        "partners of other samples",),
+        "partners of other samples"),
     "no batch": Row(lambda: mix_targets(torch.tensor(1.0), MIX), ValueError, "()", "one number broadcast to four"),
     "bytes of an image": Row(lambda: MixUp()(X.byte()), TypeError, "Where", "lerp_kernel not implemented for Byte"),
     "token numbers": Row(lambda: MixUp()(Y), TypeError, "Where", "lerp_kernel not implemented for Long"),
@@ -214,24 +214,21 @@ GUARDS: dict[str, Row] = {
     "a list in a dict": Row(
         lambda: linked(loss=of_parts)(LOGITS, {"a": {"b": [Y, Y, Y, Y]}}), TypeError, "in parts", "samples for parts"),
     "a tuple in a named tuple": Row(
-        lambda: mix_loss(of_parts, LOGITS, Pair(Y, (Y, Y)), MIX), TypeError, "in parts", "samples for parts"
-    ),
+        lambda: mix_loss(of_parts, LOGITS, Pair(Y, (Y, Y)), MIX), TypeError, "in parts", "samples for parts"),
     "a number among the parts": Row(
         lambda: linked(loss=of_parts)(LOGITS, {"a": Y, "b": 0.5}), TypeError, "float", "an attribute that floats lack"),
     "a part of another batch size": Row(
         lambda: linked(loss=of_parts)(LOGITS, {"a": Y, "b": Y[:3]}), ValueError, "(3,)", "partners that do not exist"),
     "a part with no batch": Row(
-        lambda: mix_loss(of_parts, LOGITS, Pair(Y, torch.tensor(2.0)), MIX), ValueError, "()", "no first dimension"
-    ),
+        lambda: mix_loss(of_parts, LOGITS, Pair(Y, torch.tensor(2.0)), MIX), ValueError, "()", "no first dimension"),
     "a part with positions": Row(
-        lambda: mix_loss(of_parts, X, {"a": Y, "b": LABELS}, BOX), ValueError, "in parts", "one share for all of them"
-    ),
+        lambda: mix_loss(of_parts, X, {"a": Y, "b": LABELS}, BOX), ValueError, "in parts", "one share for all of them"),
     "parts made dense": Row(
         lambda: linked(loss=of_parts, interpolate_loss=False)(LOGITS, {"a": Y}), TypeError, "in parts",
-        "one of the parts made dense",),
+        "one of the parts made dense"),
     "a mean of parts": Row(
         lambda: mix_loss(Ratio(), LOGITS, {"labels": Y, "weight": SOFT[:, 0]}, PER_SAMPLE), ValueError, "Reductions",
-        "divided by the number of samples",),
+        "divided by the number of samples"),
     "parts for mix_targets": Row(lambda: mix_targets({"a": Y}, MIX, 3), TypeError, "dict", "an attribute"),
     # Targets
     "class indices without num_classes": Row(lambda: mix_targets(Y, MIX), TypeError, "num_classes", "a size of None"),
@@ -239,26 +236,26 @@ GUARDS: dict[str, Row] = {
     "complex targets": Row(lambda: mix_targets(Y * 1j, MIX, 3), TypeError, "complex64", "their real part as indices"),
     "multi-hot integers": Row(
         lambda: linked(loss=nn.MSELoss(), interpolate_loss=False)(LOGITS, torch.ones(4, 3).long()),
-        ValueError, "(B, C, *)", "made dense once more, and broadcast",),
+        ValueError, "(B, C, *)", "made dense once more, and broadcast"),
     "class indices for one logit": Row(
         lambda: MixUpCriterion(nn.BCEWithLogitsLoss(), interpolate_loss=False)(LOGITS[:, :1], 0 * Y, MIX),
-        ValueError, "two or more", "label 0 becomes 1.0",),
+        ValueError, "two or more", "label 0 becomes 1.0"),
     "class indices for one logit in eval": Row(
         lambda: linked(loss=nn.BCEWithLogitsLoss(), interpolate_loss=False).eval()(LOGITS[:, :1], 0 * Y),
-        ValueError, "two or more", "label 0 becomes 1.0",),
+        ValueError, "two or more", "label 0 becomes 1.0"),
     "output without classes": Row(
         lambda: linked(loss=nn.MSELoss(), interpolate_loss=False)({"a": LOGITS}, Y), ValueError, "dict", "no shape"),
     "labels of one channel for class indices": Row(
         lambda: linked(MixUp(1.0))(X, LABELS[:, None]), ValueError, "(4, 1, 6, 6)", "large logits would gather a part"),
     "floats of one channel": Row(
-        lambda: linked(CutMix(), nn.MSELoss())(X, LABELS[:, None].float()), ValueError, "Loss or targets",
-        "the numbers of two classes averaged",),
+        lambda: linked(MixUp(), nn.MSELoss())(X[..., 0], X[:, :1, :, 0]), ValueError, "Loss or targets",
+        "the numbers of two classes averaged"),
     # Options of a loss
     "smoothing of more than one": Row(
         lambda: mix_cross_entropy(LOGITS, Y, MIX, label_smoothing=1.1), ValueError, "label_smoothing", "a wrong loss"),
     "class weights of another dtype": Row(
         lambda: mix_cross_entropy(LOGITS.bfloat16(), Y, MIX, weight=SOFT[0]), RuntimeError, "float32",
-        "a loss here, and none in eval mode",),
+        "a loss here, and none in eval mode"),
     "unknown reduction": Row(
         lambda: mix_cross_entropy(LOGITS, Y, PER_SAMPLE, reduction="max"), ValueError, "'max'", "no reduction"),
     "metric with state": Row(
@@ -276,7 +273,7 @@ GUARDS: dict[str, Row] = {
         lambda: mix_loss(lambda a, b: (a - b).square().mean(2), X, X.flip(0), BOX), ValueError, "(4, 3, 6)", "same"),
     "a loss per class": Row(
         lambda: mix_loss(lambda a, b: (a - b).square().mean((2, 3), keepdim=True), X, X.flip(0), BOX),
-        ValueError, "(4, 3, 1, 1)", "enlarged to the map of lam",),
+        ValueError, "(4, 3, 1, 1)", "enlarged to the map of lam"),
     # The criterion
     "class for a loss": Row(lambda: MixUpCriterion(nn.MSELoss), TypeError, "MSELoss()", "a tensor has no truth value"),
     "criterion in a criterion": Row(
@@ -286,16 +283,14 @@ GUARDS: dict[str, Row] = {
     "criterion in a loss": Row(
         lambda: setattr(linked(), "loss", nn.ModuleList([MixUpCriterion(CROSS_ENTROPY)])), TypeError, "Two", "same"),
     "word for interpolate_loss": Row(
-        lambda: MixUpCriterion(CROSS_ENTROPY, interpolate_loss="targets"), TypeError, "'targets'", "taken for True"
-    ),
+        lambda: MixUpCriterion(CROSS_ENTROPY, interpolate_loss="targets"), TypeError, "'targets'", "taken for True"),
     "mixed targets of hinge": Row(
         lambda: MixUpCriterion(nn.HingeEmbeddingLoss(), interpolate_loss=False), ValueError, "True", "labels averaged"),
     "mixed logarithms": Row(
         lambda: MixUpCriterion(functools.partial(F.kl_div, log_target=True), interpolate_loss=False), ValueError,
-        "logarithms", "logarithms averaged",),
+        "logarithms", "logarithms averaged"),
     "a model for a mixer": Row(
-        lambda: MixUpCriterion(CROSS_ENTROPY, nn.Sequential(MixUp())), TypeError, "Sequential", "no last_mix, later"
-    ),
+        lambda: MixUpCriterion(CROSS_ENTROPY, nn.Sequential(MixUp())), TypeError, "Sequential", "no last_mix, later"),
     "class for a mixer": Row(lambda: MixUpCriterion(CROSS_ENTROPY, MixUp), TypeError, "the class MixUp", "later"),
     "mixer and loss swapped": Row(lambda: MixUpCriterion(MixUp(), CROSS_ENTROPY), TypeError, "CrossEntropy", "later"),
     "nothing mixed": Row(
