@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import assume, given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.modules import loss as torch_losses
@@ -236,27 +236,26 @@ def test_a_linked_draw_is_the_one_passed(program: Program, training: bool, how: 
     torch.testing.assert_close(value, expected, rtol=0, atol=0, equal_nan=True)
 
 
-@given(programs())
-def test_hooks_of_the_loss_run_wherever_it_is_called(program: Program) -> None:
-    assume(program.form not in ("compiled", *FUNCTIONS))
-    loss, seen = program.loss(), []
-    assert isinstance(loss, nn.Module)
-    loss.register_forward_pre_hook(lambda *_: seen.append("before"))
-    loss.register_forward_hook(lambda *_: seen.append("after"))
-    loss.register_full_backward_pre_hook(lambda *_: seen.append("back"))
-    loss.register_full_backward_hook(lambda *_: seen.append("behind"))
-    criterion = MixUpCriterion(loss, interpolate_loss=program.interpolate_loss)
-    for mix in (program.mix, None):
-        seen.clear()
-        value = criterion(leaf(program.output), program.target, mix)
-        assert_close(value, program.expected(program.output, program.target, mix), eps(program.mix.lam), 10)
-        value.sum().backward()
-        calls = 1 if mix is None or not program.interpolates_loss else 2
-        assert sorted(seen) == sorted(calls * ["before", "after", "back", "behind"])
-    everywhere: list[type] = []
-    with register_module_forward_hook(lambda module, *_: everywhere.append(type(module))):
-        MixUpCriterion(program.loss(), interpolate_loss=program.interpolate_loss)(*program[3:6])
-    assert type(loss).__name__ in {kind.__name__ for kind in everywhere}
+HOOKS = ("forward_pre_hook", "forward_hook", "full_backward_pre_hook", "full_backward_hook", "global")
+of_modules = programs(forms=[form for form in FORMS if form not in ("compiled", *FUNCTIONS)])
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+@settings(max_examples=settings().max_examples // 2)
+@given(st.one_of(of_modules, programs(kinds=[KIND["CrossEntropyLoss"]], forms=["module", "subclass"])))
+def test_hooks_of_the_loss_run_wherever_it_is_called(hook: str, program: Program) -> None:
+    """Each kind alone: a loss that nothing else watches may take a shorter path."""
+    loss, seen = program.loss(), list[type]()
+    register = register_module_forward_hook if hook == "global" else getattr(loss, f"register_{hook}")
+    with register(lambda module, *_: seen.append(type(module))):
+        for mix in (program.mix, None):
+            seen.clear()
+            value = MixUpCriterion(loss, interpolate_loss=program.interpolate_loss)(
+                leaf(program.output), program.target, mix
+            )
+            value.sum().backward()
+            assert seen.count(type(loss)) == (1 if mix is None or not program.interpolates_loss else 2)
+            assert_close(value, program.expected(program.output, program.target, mix), eps(program.mix.lam), 10)
 
 
 # The losses of torch
