@@ -105,9 +105,7 @@ class MixUpCriterion(nn.Module):
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "mixer":
             if value is not None and not isinstance(value, Mixer):
-                raise TypeError(
-                    f"expected mixer to be a Mixer, got {kind_of(value)}; as in MixUpCriterion(loss, mixer)"
-                )
+                raise TypeError(f"expected MixUpCriterion(loss, mixer) of a Mixer, got {kind_of(value)}")
             self.__dict__[name] = value  # nn.Module would make it a submodule
             return
         if name == "loss":
@@ -148,9 +146,8 @@ class MixUpCriterion(nn.Module):
             return True
         one_channel = target.ndim > 2 and target.shape[1] == 1
         if one_channel and isinstance(input, Tensor) and input.ndim == target.ndim and input.shape[1] > 1:
-            got = f"{target.dtype} of shape {tuple(target.shape)} for an output {tuple(input.shape)}"
-            page = "see docs: Criterion, Loss or targets"
-            raise ValueError(f"expected interpolate_loss=True or False, as for labels or values, with {got}; {page}")
+            got = f"None with {target.dtype} {tuple(target.shape)} for {tuple(input.shape)}"
+            raise ValueError(f"expected interpolate_loss as a bool, got {got}; see docs: Criterion, Loss or targets")
         return False
 
     def extra_repr(self) -> str:
@@ -178,5 +175,4 @@ def _check_loss(loss: object, interpolate_loss: object) -> None:
     if interpolate_loss is not None and not isinstance(interpolate_loss, bool):
         raise TypeError(f"expected interpolate_loss to be True, False or None, got {interpolate_loss!r}")
     if interpolate_loss is False and needs_hard_targets(loss):
-        got = f"{kind_of(loss)} of hard labels or logarithms"
-        raise ValueError(f"expected a loss of dense targets, got {got}; use interpolate_loss=True")
+        raise ValueError(f"expected interpolate_loss=True for labels or logarithms of {kind_of(loss)}, got False")

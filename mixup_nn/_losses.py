@@ -11,8 +11,6 @@ from torch.nn.modules.module import _has_any_global_hook  # the only way to know
 
 from ._mix import Mix, align, append_dims, as_dtype, is_class_indices, kind_of, spans, target_mix, with_partners
 
-HALF = (torch.float16, torch.bfloat16)
-
 # These need hard labels.
 LABEL_LOSSES = (nn.HingeEmbeddingLoss, nn.MultiLabelMarginLoss, nn.MultiMarginLoss, nn.NLLLoss)
 
@@ -80,10 +78,7 @@ def mix_loss(loss: Callable[[Any, Any], Tensor], input: Any, target: Any, mix: M
     if hasattr(loss, "update") and hasattr(loss, "compute"):  # a metric: two calls would count each sample twice
         raise TypeError(f"expected a loss without state, got {kind_of(loss)}; see docs: Guide, Accuracy while mixing")
     mix, targets = with_partners(target, mix)  # before the loss is called, which may change its target
-    if mix.lam.ndim:
-        return _mix_unreduced(loss, input, targets, mix)
-    losses = [loss(input, y) for y in targets]
-    return _like(losses[0], _interpolate(losses, mix.lam))
+    return _mix_losses(loss, input, targets, mix)
 
 
 def mix_cross_entropy(
@@ -139,11 +134,10 @@ def mix_cross_entropy(
     labels = target, target.index_select(0, index)
     log_probs, dtype = _log_softmax(input, small)
     weight = None if weight is None else _as_class_weights(weight, input, log_probs.dtype)
-    if lam.ndim == 0 and small and (weight is None or not label_smoothing):  # torch's own two means
-        losses = _nll(log_probs, labels, weight, ignore_index, label_smoothing, small, reduction)
-        return as_dtype(_interpolate(losses, lam), dtype)
-    losses = _nll(log_probs, labels, weight, ignore_index, label_smoothing, small)
-    weights = _class_weights(target, index, weight, ignore_index, losses[0].dtype) if reduction == "mean" else None
+    whole = lam.ndim == 0 and small and (weight is None or not label_smoothing)  # torch reduces each of the two losses
+    of_each, reduction = (reduction, "none") if whole else ("none", reduction)
+    losses = _nll(log_probs, labels, weight, ignore_index, label_smoothing, small, of_each)
+    weights = _weights_of(target, index, weight, ignore_index, losses[0].dtype) if reduction == "mean" else None
     return as_dtype(_reduce(losses, weights, lam, reduction), dtype)
 
 
@@ -156,17 +150,15 @@ def uncompiled(loss: Any) -> Any:
 def is_cross_entropy(loss: object) -> bool:
     """Whether ``loss`` computes torch's cross entropy, which is linear in its target."""
     loss = uncompiled(loss)
-    if not isinstance(loss, nn.CrossEntropyLoss) or "forward" in loss.__dict__:
-        return False
-    return type(loss).forward is nn.CrossEntropyLoss.forward
+    known = isinstance(loss, nn.CrossEntropyLoss) and type(loss).forward is nn.CrossEntropyLoss.forward
+    return known and "forward" not in loss.__dict__
 
 
 def needs_hard_targets(loss: object) -> bool:
     """Whether the targets of ``loss`` are labels or logarithms, which cannot be averaged."""
     loss = uncompiled(loss)
-    if isinstance(loss, partial):
-        return loss.keywords.get("log_target", False) is True
-    return isinstance(loss, LABEL_LOSSES) or getattr(loss, "log_target", False) is True
+    log_target = loss.keywords.get("log_target") if isinstance(loss, partial) else getattr(loss, "log_target", None)
+    return isinstance(loss, LABEL_LOSSES) or log_target is True
 
 
 def _is_plain_cross_entropy(loss: Any) -> TypeGuard[nn.CrossEntropyLoss]:
@@ -177,14 +169,16 @@ def _is_plain_cross_entropy(loss: Any) -> TypeGuard[nn.CrossEntropyLoss]:
     return not (any(hooks) or _has_any_global_hook())
 
 
-def _mix_unreduced(loss: Any, input: Any, targets: tuple[Any, Any], mix: Mix) -> Tensor:
-    """The loss under weights per sample or position: called unreduced, weighed, then reduced as it was told to."""
-    reduction = getattr(loss, "reduction", None) if isinstance(loss, nn.Module) else None
+def _mix_losses(loss: Any, input: Any, targets: tuple[Any, Any], mix: Mix) -> Tensor:
+    """Both losses, mixed. Weights per sample or position mix unreduced ones, and reduce as the loss was told to."""
+    reduction = getattr(loss, "reduction", None) if mix.lam.ndim and isinstance(loss, nn.Module) else None
     unreduced = loss if reduction is None else _unreduced(loss)
     losses = [unreduced(input, y) for y in targets]
-    _check_unreduced(losses[0], mix, loss)
+    if mix.lam.ndim:
+        _check_unreduced(losses[0], mix, loss)
     weights = _weights_of_mean(loss, targets[0], mix.index, losses[0].dtype) if reduction == "mean" else None
-    return _like(losses[0], _reduce(losses, weights, mix.lam, reduction or "none"))
+    mixed = _reduce(losses, weights, mix.lam, reduction or "none")
+    return as_dtype(mixed, losses[0].dtype) if losses[0].is_floating_point() else mixed
 
 
 def _unreduced(loss: Any) -> Any:
@@ -197,10 +191,9 @@ def _unreduced(loss: Any) -> Any:
 
 def _check_unreduced(losses: Tensor, mix: Mix, loss: object) -> None:
     """Raise unless the loss returned one value per sample, or per position of ``lam``."""
-    sizes, wanted = tuple(losses.shape), (mix.index.shape[0], *mix.lam.shape[2:])
-    spatial = wanted[1:]
-    if sizes[:1] != wanted[:1] or not (not spatial or spans(spatial, sizes[1:]) or spans(spatial, sizes[2:])):
-        expected = f"one loss per sample or position of mix.lam, {wanted}"
+    sizes, batch_size, spatial = tuple(losses.shape), mix.index.shape[0], tuple(mix.lam.shape[2:])
+    if sizes[:1] != (batch_size,) or not (not spatial or spans(spatial, sizes[1:]) or spans(spatial, sizes[2:])):
+        expected = f"one loss per sample or position of mix.lam, {(batch_size, *spatial)}"
         raise ValueError(f"expected {expected}, got {sizes} from {kind_of(loss)}; see docs: Criterion, Reductions")
 
 
@@ -213,10 +206,6 @@ def _interpolate(pair: Sequence[Tensor], lam: Tensor) -> Tensor:
 
 def _wide(value: Tensor) -> Tensor:
     return value if value.dtype == torch.float64 else as_dtype(value, torch.float32)
-
-
-def _like(loss: Tensor, mixed: Tensor) -> Tensor:
-    return as_dtype(mixed, loss.dtype) if loss.is_floating_point() else mixed
 
 
 def _reduce(losses: Sequence[Tensor], weights: Sequence[Tensor] | None, lam: Tensor, reduction: str) -> Tensor:
@@ -235,18 +224,15 @@ def _reduce(losses: Sequence[Tensor], weights: Sequence[Tensor] | None, lam: Ten
 
 def _weights_of_mean(loss: Any, target: Any, index: Tensor, dtype: torch.dtype) -> Sequence[Tensor] | None:
     """What a loss divides its mean by, for both targets; None for the number of its elements."""
-    in_tensor = isinstance(target, Tensor)
-    if in_tensor and isinstance(loss, INDEX_LOSSES):
-        if target.is_floating_point():
-            return None
-        return _class_weights(target, index, loss.weight, loss.ignore_index, dtype)
-    if not in_tensor or getattr(loss, "ignore_index", None) is not None:
+    if isinstance(loss, INDEX_LOSSES) and isinstance(target, Tensor):
+        return _weights_of(target, index, loss.weight, loss.ignore_index, dtype) if is_class_indices(target) else None
+    if not isinstance(target, Tensor) or getattr(loss, "ignore_index", None) is not None:
         expected = "reduction 'sum' or 'none' of a loss whose mean may not be over all samples"
         raise ValueError(f"expected {expected}, got 'mean' of {kind_of(loss)}; see docs: Criterion, Reductions")
     return None
 
 
-def _class_weights(
+def _weights_of(
     target: Tensor, index: Tensor, weight: Tensor | None, ignore_index: int | None, dtype: torch.dtype
 ) -> Sequence[Tensor]:
     """The class weights of both targets: 1 where none are given, and 0 where ignored."""
@@ -268,7 +254,7 @@ def _check_options(input: Tensor, target: Tensor, label_smoothing: float, small:
 
 def _log_softmax(input: Tensor, small: bool) -> tuple[Tensor, torch.dtype]:
     """The log-probabilities, and the dtype of their loss: float32 under autocast, that of ``input`` elsewhere."""
-    if input.dtype not in HALF:
+    if input.dtype not in (torch.float16, torch.bfloat16):
         return input.log_softmax(1), input.dtype
     autocast = _is_autocast(input)
     # Large ones keep their dtype, or memory grows by two thirds; compiled ones are computed in float32 anyway.
@@ -277,7 +263,7 @@ def _log_softmax(input: Tensor, small: bool) -> tuple[Tensor, torch.dtype]:
 
 
 def _as_class_weights(weight: Tensor, input: Tensor, dtype: torch.dtype) -> Tensor:
-    """Class weights in the ``dtype`` of the log-probabilities, where torch takes them for these logits."""
+    """Class weights in the ``dtype`` of the log-probabilities; another than the logits' torch takes under autocast."""
     if weight.dtype != input.dtype and (torch.float64 in (weight.dtype, input.dtype) or not _is_autocast(input)):
         raise RuntimeError(f"expected class weights in the dtype of the logits, {input.dtype}, got {weight.dtype}")
     return as_dtype(weight, dtype)
@@ -289,7 +275,7 @@ def _is_autocast(value: Tensor) -> bool:
 
 def _nll(
     log_probs: Tensor, labels: tuple[Tensor, Tensor], weight: Tensor | None, ignore_index: int, label_smoothing: float,
-    small: bool, reduction: str = "none",
+    small: bool, reduction: str,
 ) -> Sequence[Tensor]:  # fmt: skip
     """Losses of both targets; of large logits unreduced and by one gather, with one dense gradient.
 

@@ -157,8 +157,7 @@ def _checked(name: str, value: Tensor, mix: Mix, page: str) -> Mix:
     if value.ndim == 0 or value.shape[0] != index.shape[0]:
         expected = f"{name} to have the batch size of the mix first, {index.shape[0]}"
         raise ValueError(f"expected {expected}, got shape {tuple(value.shape)}; see docs: Programs, Another batch size")
-    device = value.device
-    return mix if lam.device == device == index.device else Mix(lam.to(device), index.to(device))
+    return mix if lam.device == value.device == index.device else Mix(lam.to(value.device), index.to(value.device))
 
 
 def _check_parts(lam: Any, index: Any) -> None:

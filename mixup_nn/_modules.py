@@ -278,9 +278,7 @@ class RandomChoice(Mixer):
     ) -> None:  # fmt: skip
         super().__init__(p=p)
         if not isinstance(mixers, Iterable):
-            raise TypeError(
-                f"expected a list of mixers, got {kind_of(mixers)}; as in RandomChoice([MixUp(), CutMix()])"
-            )
+            raise TypeError(f"expected a list of mixers, as [MixUp(), CutMix()], got {kind_of(mixers)}")
         self.mixers = nn.ModuleList(_checked_entry(mixer) for mixer in mixers)  # type: ignore[assignment]
         self.weights = weights
         self.per_sample = per_sample
