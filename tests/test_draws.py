@@ -29,7 +29,7 @@ from . import reference
 from .cases import MIXERS
 
 LEVEL = 1e-4
-ALPHAS = (0.001, 0.01, 0.1, 0.2, 1.0, 8.0, 100.0, 1000.0, 1e5, 1e7)
+ALPHAS = (0.001, 0.01, 0.1, 0.2, 0.5, 1.0, 8.0, 100.0, 1000.0, 1e5, 1e7)
 Array = np.ndarray[Any, Any]
 Draw = Callable[..., Mix]
 
@@ -153,7 +153,7 @@ def program(source: str, draws: Sequence[Draw], *inputs: Tensor, dynamic: bool =
 
 def repeated(source: str, drawer: Callable[..., Any], times: int, input: Tensor) -> list[Mix]:
     """That many draws, stacked: vmap makes them at once where it can, as eager operations are slow."""
-    if source == "inductor" or (source == "exported" and input.ndim == 2):  # sizes of which export knows nothing
+    if source == "inductor" or (source == "exported" and input.ndim == 2):  # sizes that are not known
         calls = [drawer(input) for _ in range(times)]
         return [Mix(*map(torch.stack, zip(*draws, strict=True))) for draws in zip(*calls, strict=True)]
     with warnings.catch_warnings(action="ignore"):  # index_copy_ has no rule of its own
@@ -161,21 +161,30 @@ def repeated(source: str, drawer: Callable[..., Any], times: int, input: Tensor)
     return [Mix(*mix) for mix in stacked]
 
 
+IN_ONE_PROCESS = pytest.mark.xdist_group("inductor")  # whose first compilation takes as long as several more
+
+
+def seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
 def each_source(names: Iterable[Any], inductor: Iterable[Any]) -> pytest.MarkDecorator:
     """Parametrise over programs and their draws; Inductor, which takes long to compile, has few of them."""
-    cases = [(source, name) for source in ("eager", "exported") for name in names]
-    cases += [("inductor", name) for name in inductor]
+    cases = [("eager", name) for name in names]
+    cases += [("exported", name) for name in names if "generator" not in str(name)]  # cannot enter a graph
+    cases += [pytest.param("inductor", name, marks=IN_ONE_PROCESS) for name in inductor]
     return pytest.mark.parametrize("source, name", cases)
 
 
 MANY = 20_000
-VIDEO, IMAGE, SOUND = (MANY, 1, 3, 4, 5), (MANY, 2, 6, 9), (MANY, 1, 7)
+INPUTS = VIDEO, IMAGE, SOUND, ROW = (MANY, 1, 3, 4, 5), (MANY, 2, 6, 9), (MANY, 1, 7), (MANY, 1, 1, 9)
 BETAS: dict[str, tuple[float, float, Callable[[Tensor], Mix]]] = {
-    **{f"alpha {a}": (a, 1.0, MixUp(a, per_sample=True).sample) for a in (0.001, 1.0, 1000.0)},
+    **{f"alpha {a}": (a, 1.0, MixUp(a, per_sample=True).sample) for a in (0.001, 0.5, 1.0, 1000.0)},
     "beta": (0.2, 1.0, MixUp(per_sample=True).sample),
     "gated beta": (8.0, 0.3, MixUp(8.0, p=0.3, per_sample=True).sample),
     "beta of the function": (0.2, 0.6, lambda x: sample_mixup(x.shape[0], 0.2, p=0.6, per_sample=True)),
-    "sample_beta": (0.1, 1.0, lambda x: Mix(sample_beta(0.1, (x.shape[0],)), sample_mixup(x.shape[0]).index)),
+    "generator": (8.0, 0.3, lambda x: sample_mixup(len(x), 8.0, p=0.3, per_sample=True, generator=seeded())),
+    "sample_beta": (0.1, 1.0, lambda x: Mix(sample_beta(0.1, (len(x) // 4, 4)).flatten(), sample_mixup(len(x)).index)),
     "beta of a choice": (8.0, 0.5, RandomChoice([MixUp(8.0, per_sample=True)], p=0.5, per_sample=True).sample),
     "beta of two": (2.0, 0.7, RandomChoice([MixUp(2.0, p=0.7, per_sample=True)] * 2, (1, 3), per_sample=True).sample),
 }
@@ -184,8 +193,10 @@ BOXES: dict[str, tuple[float, float, int, Callable[[Tensor], Mix]]] = {
     "image": (1.0, 1.0, 1, CutMix(per_sample=True).sample),
     "gated image": (8.0, 0.3, 1, CutMix(8.0, p=0.3, per_sample=True).sample),
     "image of the function": (0.2, 0.8, 1, lambda x: sample_cutmix(x.shape, 0.2, p=0.8, per_sample=True)),
-    "sound": (1.0, 1.0, 2, CutMix(per_sample=True).sample),
-    "volume": (1.0, 1.0, 0, CutMix(per_sample=True, spatial_dims=3).sample),
+    "generator": (1.0, 0.3, 1, lambda x: sample_cutmix(x.shape, p=0.3, per_sample=True, generator=seeded())),
+    "sound": (1.0, 0.6, 2, CutMix(p=0.6, per_sample=True).sample),
+    "row of pixels": (1.0, 1.0, 3, CutMix(per_sample=True).sample),
+    "volume": (1.0, 0.6, 0, CutMix(p=0.6, per_sample=True, spatial_dims=3).sample),
     "frames": (1.0, 1.0, 0, CutMix(per_sample=True, spatial_dims=2).sample),
     "columns": (0.5, 1.0, 1, CutMix(0.5, per_sample=True, spatial_dims=1).sample),
     "image of a choice": (1.0, 0.5, 1, RandomChoice([CutMix(per_sample=True)] * 2, p=0.5, per_sample=True).sample),
@@ -197,9 +208,10 @@ def large(source: str) -> dict[str, Any]:
     """One draw for a large batch of each of ``BETAS`` and ``BOXES``."""
     if source == "inductor":
         return dict(zip(FUSED, fused()(torch.empty(IMAGE)), strict=True))
-    inputs = [torch.empty(shape) for shape in (VIDEO, IMAGE, SOUND)]
-    draws = {name: (1, draw) for name, (*_, draw) in BETAS.items()}
-    draws |= {name: (which, draw) for name, (*_, which, draw) in BOXES.items()}
+    inputs = [torch.empty(shape) for shape in INPUTS]
+    draws = {("beta", name): (1, draw) for name, (*_, draw) in BETAS.items()}
+    draws |= {("box", name): (which, draw) for name, (*_, which, draw) in BOXES.items()}
+    draws = {key: draw for key, draw in draws.items() if source == "eager" or "generator" not in key}
 
     def of(which: int, draw: Draw) -> Draw:
         return lambda *inputs: draw(inputs[which])
@@ -211,7 +223,7 @@ def large(source: str) -> dict[str, Any]:
 @each_source(BETAS, ["alpha 0.001"])
 def test_weights_follow_beta_behind_their_gate(source: str, name: str) -> None:
     alpha, p, _ = BETAS[name]
-    lam, index = large(source)[name]
+    lam, index = large(source)["beta", name]
     assert lam.shape == index.shape == (MANY,)
     assert_beta(lam, alpha, p)
     codes = (lam * 8).floor().numpy()
@@ -222,8 +234,8 @@ def test_weights_follow_beta_behind_their_gate(source: str, name: str) -> None:
 @each_source(BOXES, ["gated image"])
 def test_boxes_follow_the_law_of_the_paper(source: str, name: str) -> None:
     alpha, p, which, _ = BOXES[name]
-    lam, index = large(source)[name]
-    shape = (VIDEO, IMAGE, SOUND)[which]
+    lam, index = large(source)["box", name]
+    shape = INPUTS[which]
     uncut = {"frames": 1, "columns": 1}.get(name, 0)
     assert (lam.shape, lam.dtype) == ((MANY, 1, *(1,) * uncut, *shape[2 + uncut :]), torch.float32)
     lam = lam.reshape(MANY, 1, *shape[2 + uncut :])
@@ -239,18 +251,25 @@ SIZES = 2, 3, 4, 5, 17, 100, 257, 1000
 
 
 @cache
-def cycles(source: str) -> dict[int, list[Tensor]]:
-    """Partners in batches of every size from 2 to 1000: two draws of each, a thousand of ``SIZES``."""
-    inputs = {size: torch.empty(size, 1) for size in range(2, 1001)}
-    mixers = MixUp(), RandomChoice([MixUp(), MixUp(per_sample=True)])
-    draw = program(source, [mixer.sample for mixer in mixers], inputs[5], dynamic=True)
+def partners(source: str) -> tuple[Callable[..., Any], tuple[int, ...]]:
+    """What draws partners for batches of any size, and the other sizes of such a batch."""
     if source == "inductor":
-        draw, inputs = fused(), {size: torch.empty(size, *IMAGE[1:]) for size in inputs}
-    if source == "exported":
-        del inputs[2]  # torch's export takes order[1:] for more than one
+        return fused(), IMAGE[1:]
+    mixers = MixUp(), RandomChoice([MixUp(), MixUp(per_sample=True)])
+    return program(source, [mixer.sample for mixer in mixers], torch.empty(5, 1), dynamic=True), (1,)
+
+
+@cache
+def cycles(source: str) -> dict[int, list[Tensor]]:
+    """Partners in batches of every size from 2 to 1000: two draws of each or more, a thousand of ``SIZES``."""
+    draw, sizes = partners(source)
     return {
-        size: [index for _, indices in repeated(source, draw, 500 if size in SIZES else 1, input) for index in indices]
-        for size, input in inputs.items()
+        size: [
+            index
+            for _, indices in repeated(source, draw, 500 if size in SIZES else 1, torch.empty(size, *sizes))
+            for index in indices
+        ]
+        for size in range(2, 1001)
     }
 
 
@@ -285,7 +304,10 @@ def is_a_cycle(index: Tensor) -> bool:
     return i == 0 and len(seen) == len(partners)
 
 
-@pytest.mark.parametrize("source", ("eager", "exported", "inductor"))
+every_source = pytest.mark.parametrize("source", ("eager", "exported", pytest.param("inductor", marks=IN_ONE_PROCESS)))
+
+
+@every_source
 def test_partners_are_one_cycle_at_every_size(source: str) -> None:
     drawn = cycles(source)
     assert all(is_a_cycle(index) for several in drawn.values() for index in several)
@@ -294,8 +316,7 @@ def test_partners_are_one_cycle_at_every_size(source: str) -> None:
 
 @each_source(SIZES, SIZES)
 def test_every_cycle_of_a_size_is_equally_likely(source: str, name: int) -> None:
-    size, drawn = name, cycles(source).get(name, [])
-    assert drawn or (source, size) == ("exported", 2)
+    size, drawn = name, cycles(source)[name]
     assert_uniform_cycles(drawn)
     if size in (3, 4, 5):
         counts = Counter(tuple(index.tolist()) for index in drawn)
@@ -304,13 +325,16 @@ def test_every_cycle_of_a_size_is_equally_likely(source: str, name: int) -> None
         assert_law(list(counts.values()), [1 / number] * number)
 
 
-def test_neighbours_are_no_likelier_partners_in_a_huge_batch(device: str) -> None:
+@every_source
+def test_neighbours_are_no_likelier_partners_in_a_huge_batch(source: str) -> None:
     """Ties among keys of half precision would keep neighbours together."""
-    size, reach, near = 2**16, 16, 0
-    for _ in range(10):
-        distance = sample_mixup(size, device=device).index - torch.arange(size, device=device)
-        near += int(((distance.abs() <= reach) | (distance.abs() >= size - reach)).sum())
-    assert_law([near, 10 * size - near], [2 * reach / (size - 1), 1 - 2 * reach / (size - 1)])
+    draw, sizes = partners(source)
+    size, reach, near, count = 2**16, 16, 0, 0
+    while count < 10:
+        for _, index in draw(torch.empty(size, *sizes)):
+            distance = (index - torch.arange(size)).abs()
+            near, count = near + int(((distance <= reach) | (distance >= size - reach)).sum()), count + 1
+    assert_law([near, count * size - near], [2 * reach / (size - 1), 1 - 2 * reach / (size - 1)])
 
 
 # Gates and choices
@@ -405,13 +429,14 @@ FEW: dict[str, tuple[Mixer, bool]] = {  # whether two samples are independent
     "choice": (RandomChoice([MixUp(8.0), CutMix()]), False),
     "choices": (RandomChoice([MixUp(8.0, per_sample=True), CutMix(per_sample=True)], per_sample=True), True),
 }
+SHARED = RandomChoice([MixUp(8.0), CutMix()], (1, 2), per_sample=True)
 CALLS = 1500
 FUSED: dict[Any, Draw] = {  # what Inductor draws, in one graph for all sizes
-    "alpha 0.001": BETAS["alpha 0.001"][-1],
-    "gated image": BOXES["gated image"][-1],
+    ("beta", "alpha 0.001"): BETAS["alpha 0.001"][-1],
+    ("box", "gated image"): BOXES["gated image"][-1],
     "number and map of each": TREES["number and map of each"].sample,
-    "box": FEW["box"][0].sample,
     "choices": FEW["choices"][0].sample,
+    "shared": SHARED.sample,
 }
 
 
@@ -425,7 +450,8 @@ def small(source: str) -> dict[str, Any]:
     """Many draws for a batch of four, stacked, of each of ``TREES`` and ``FEW``."""
     if source == "inductor":
         return dict(zip(FUSED, repeated(source, fused(), CALLS, torch.empty(4, *IMAGE[1:])), strict=True))
-    mixers, input = {**TREES, **{name: mixer for name, (mixer, _) in FEW.items()}}, torch.empty(4, 1, 2, 2)
+    mixers = {**TREES, **{name: mixer for name, (mixer, _) in FEW.items()}, "shared": SHARED}
+    input = torch.empty(4, 1, 2, 2)
     drawer = program(source, [mixer.sample for mixer in mixers.values()], input)
     return dict(zip(mixers, repeated(source, drawer, CALLS, input), strict=True))
 
@@ -448,7 +474,7 @@ def test_a_tree_of_choices_draws_by_its_probabilities(source: str, name: str) ->
         assert_law([counts[pair] for pair in expected], list(expected.values()))
 
 
-@each_source(FEW, ["box", "choices"])
+@each_source(FEW, ["choices"])
 def test_draws_samples_and_partners_are_independent(source: str, name: str) -> None:
     lam, index = small(source)[name]
     weights = of_samples(lam)
@@ -464,6 +490,22 @@ def test_draws_samples_and_partners_are_independent(source: str, name: str) -> N
         assert_beta(lam.flatten()[::4] if name == "sample" else lam, 1.0, 0.7)
     if name in ("box", "boxes"):
         assert_boxes(lam[:, 0], 1.0, 0.7)
+
+
+@every_source
+def test_all_that_choose_a_mixer_without_per_sample_share_its_draw(source: str) -> None:
+    lam = small(source)["shared"].lam
+    rows = of_samples(lam)
+    boxed = ((rows == 0) | (rows == 1)).all(2)
+    assert_law(torch.bincount(boxed.sum(1), minlength=5).numpy(), stats.binom(4, 2 / 3).pmf(range(5)))
+    for chosen in (boxed, ~boxed):
+        ends = [rows.where(chosen[..., None], out).aminmax(dim=1)[end] for end, out in enumerate((2.0, -1.0))]
+        some = chosen.any(1)
+        assert torch.equal(ends[0][some], ends[1][some])
+        if chosen is boxed:
+            assert_boxes(ends[0][some].reshape(-1, 1, *lam.shape[3:]), 1.0)
+        else:
+            assert_beta(ends[0][some, 0], 8.0)
 
 
 # In eager mode
@@ -559,15 +601,6 @@ def test_a_mixer_draws_as_the_function_of_its_options(sample: Draw, kind: type[M
         assert sample(size, **per).index.tolist() == [0] * size
 
 
-@pytest.mark.parametrize("name", MIXERS)
-def test_a_seed_reproduces_and_successive_draws_differ(name: str) -> None:
-    draw, input = MIXERS[name]().sample, torch.empty(16, 2, 6, 9)
-    first, again, other = (after_seed(seed, draw, input) for seed in (1, 1, 2))
-    assert equal(first, again)
-    assert not torch.equal(first.index, other.index)
-    assert not torch.equal(other.index, draw(input).index)
-
-
 @each_function
 @pytest.mark.parametrize("per_sample", (False, True))
 def test_a_generator_is_the_only_randomness_used(sample: Draw, kind: type[MixUp], per_sample: bool) -> None:
@@ -585,6 +618,15 @@ def test_a_generator_is_the_only_randomness_used(sample: Draw, kind: type[MixUp]
     assert not torch.equal(first.lam, draw(4).lam)
     assert not torch.equal(first.index, draw(4).index)
     assert equal(*(after_seed(5, kind(per_sample=per_sample).sample, torch.empty(4, 1, 6, 9)) for _ in range(2)))
+    many, generator = [], torch.Generator().manual_seed(0)
+    for _ in range(2000):
+        lam, index = sample(4, 2.0, p=0.7, per_sample=per_sample, generator=generator)
+        many.append((lam if lam.ndim == 0 else lam[0], index[0]))
+    lam, partner = map(torch.stack, zip(*many, strict=True))
+    (assert_beta if sample is sample_mixup else assert_boxes)(lam, 2.0, 0.7)
+    closed = (lam.flatten(1) == 1).all(1) if lam.ndim > 1 else lam == 1
+    assert_independent(closed.numpy(), partner.numpy())
+    assert_independent(closed[1:].numpy(), closed[:-1].numpy())
 
 
 @contextmanager

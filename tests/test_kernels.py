@@ -1,0 +1,215 @@
+"""What Inductor writes: mixing fuses with its neighbours, the criterion adds no kernel, CUDA graphs are captured."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._inductor import metrics
+from torch._inductor.utils import fresh_cache, run_and_get_code
+
+from mixup_nn import CutMix, Mix, Mixer, MixUp, MixUpCriterion, RandomChoice
+from mixup_nn.functional import mix_inputs, mixup_batch
+from mixup_nn.sampling import sample_cutmix, sample_mixup
+
+from .cases import MIXERS, applied, each_mixer, lams_of
+from .compiled import CLASSES, Counted, classifier, compiled, images
+from .versions import FEWEST_LOOPS
+
+# One process has all that uses Inductor: its first compilation takes as long as several more.
+pytestmark = [pytest.mark.usefixtures("fresh_compiler"), pytest.mark.xdist_group("inductor")]
+
+LAMS = lams_of(8, 8)
+WEIGHT = torch.linspace(0.5, 2, CLASSES)
+LOSSES: dict[str, Callable[[], nn.Module]] = {
+    "cross_entropy": nn.CrossEntropyLoss,
+    "weighted": lambda: nn.CrossEntropyLoss(WEIGHT),
+    "smoothed": lambda: nn.CrossEntropyLoss(WEIGHT, label_smoothing=0.1),
+    "none": lambda: nn.CrossEntropyLoss(ignore_index=1, reduction="none"),
+}
+DRAW_AND_MIX = 3  # functions: the uniform numbers, their order, the mix
+LAUNCH = re.compile(r"^ +(?:\w+ = )?(?:cpp_fused\w*|extern_kernels\.\w+|torch\.ops\.[\w.]+)\(", re.MULTILINE)
+
+
+class Code(NamedTuple):
+    """What Inductor wrote: the functions that each graph launches, and the loops in all of them."""
+
+    launches: list[int]
+    loops: int
+
+
+def inductor_code(function: Callable[..., Any], *args: Any, backward: bool = False) -> Code:
+    torch._dynamo.reset()
+    metrics.reset()
+
+    def run() -> None:
+        output = compiled(function)(*args)
+        if backward:
+            torch.autograd.backward(output)
+
+    with fresh_cache():  # a cached graph would generate none
+        _, sources = run_and_get_code(run)
+    assert metrics.generated_kernel_count > 0
+    return Code([len(LAUNCH.findall(source)) for source in sources], metrics.generated_kernel_count)
+
+
+def normalize(input: Tensor) -> Tensor:
+    return (input - 0.5) / 0.25
+
+
+# The mixers
+
+
+@pytest.mark.parametrize("name", LAMS)
+def test_normalize_mix_and_activate_are_one_kernel(name: str) -> None:
+    mix, half = LAMS[name], name.startswith("per_sample")
+    dtype, layout = ((torch.float32, torch.contiguous_format), (torch.bfloat16, torch.channels_last))[half]
+    mixer, input = MixUp(), torch.randn(4, 3, 8, 8).to(dtype, memory_format=layout)
+    assert inductor_code(lambda input, mix: F.relu(mixer(normalize(input), mix)), input, mix) == ([1], 1)
+
+
+def test_elementwise_work_around_a_drawing_module_adds_no_kernel() -> None:
+    mixer, (input, _) = MIXERS["choice"](), images(size=8)
+    alone = inductor_code(mixer, input)
+    assert alone.launches <= [DRAW_AND_MIX]
+    assert inductor_code(lambda input: F.relu(mixer(normalize(input))), input) == alone
+
+
+def test_a_step_with_a_choice_launches_three_functions_more_than_one_without() -> None:
+    mixer, head, loss = RandomChoice([MixUp(), CutMix()]), classifier(), nn.CrossEntropyLoss()
+    criterion = MixUpCriterion(loss, mixer)
+    plain = inductor_code(lambda x, y: loss(head(x), y), *images(), backward=True).launches
+    mixed = inductor_code(lambda x, y: criterion(head(mixer(x)), y), *images(), backward=True).launches
+    assert len(mixed) == len(plain) == 2
+    assert mixed[0] <= plain[0] + DRAW_AND_MIX
+    assert mixed[1] <= plain[1]
+
+
+def test_inductor_equals_eager_on_its_draw() -> None:
+    mixer, criterion = MIXERS["choice_per_sample"](), MixUpCriterion(LOSSES["smoothed"]())
+    weight = torch.randn(CLASSES, 3, 1, 1, requires_grad=True)
+    input = torch.randn(4, 3, 8, 8).to(memory_format=torch.channels_last).requires_grad_()
+    target = torch.randint(CLASSES, (4, 8, 8))
+
+    def step(input: Tensor, mix: Mix | None) -> tuple[Tensor, Tensor]:
+        mixed = mixer(input, mix)
+        return mixed, criterion(F.conv2d(mixed, weight), target, applied(mixer))
+
+    mixed, loss = compiled(step)(input, None)
+    expected = step(input, applied(mixer))
+    assert mixed.stride() == expected[0].stride()
+    torch.testing.assert_close((mixed, loss), expected)
+    torch.testing.assert_close(*(torch.autograd.grad(value, (input, weight)) for value in (loss, expected[1])))
+
+
+# The criterion
+
+
+def test_the_criterion_is_one_log_softmax_in_the_graph() -> None:
+    criteria = [MixUpCriterion(loss()) for loss in LOSSES.values()]
+    mixes = list(LAMS.values())
+
+    def every(inputs: list[Tensor], targets: list[Tensor]) -> list[Tensor]:
+        pairs = list(zip(inputs, targets, strict=True))
+        return [criterion(*pair, mix) for criterion in criteria for mix in mixes for pair in pairs]
+
+    sizes: tuple[tuple[int, ...], ...] = (), (8, 8)
+    step = Counted(every)
+    inputs, targets = [torch.randn(4, CLASSES, *s) for s in sizes], [torch.randint(CLASSES, (4, *s)) for s in sizes]
+    losses = step.function(inputs, targets)
+    nodes = step.counter.graphs[0].graph.nodes
+    called = [node.target if isinstance(node.target, str) else node.target.__name__ for node in nodes]
+    found = [name for name in called if name in ("log_softmax", "softmax", "cross_entropy")]
+    assert found == ["log_softmax"] * len(losses)
+
+
+@cache
+def code_of_the_plain_loss(name: str) -> Code:
+    input, target = torch.randn(64, CLASSES, requires_grad=True), torch.randint(CLASSES, (64,))
+    return inductor_code(LOSSES[name](), input, target, backward=True)
+
+
+@pytest.mark.parametrize("name, per_sample", (("cross_entropy", False), ("weighted", True), ("smoothed", False)))
+def test_criterion_is_one_kernel_forward_and_one_backward(name: str, per_sample: bool) -> None:
+    input, target = torch.randn(64, CLASSES, requires_grad=True), torch.randint(CLASSES, (64,))
+    mix = sample_mixup(64, per_sample=per_sample)
+    code = inductor_code(MixUpCriterion(LOSSES[name]()), input, target, mix, backward=True)
+    assert code.launches == [1, 1]
+    if name != "smoothed" and FEWEST_LOOPS:
+        assert code.loops <= code_of_the_plain_loss(name).loops
+
+
+def test_criterion_with_a_lam_per_position_is_one_kernel_forward_and_one_backward() -> None:
+    criteria = [MixUpCriterion(LOSSES[name]()) for name in ("weighted", "smoothed")]
+    mixes = [sample_cutmix((64, 3, 8, 8), per_sample=per_sample) for per_sample in (False, True)]
+    inputs = [torch.randn(64, CLASSES, 8, 8, requires_grad=True) for _ in range(4)]
+
+    def step(inputs: list[Tensor], target: Tensor, mixes: list[Mix]) -> list[Tensor]:
+        pairs = [(criterion, mix) for criterion in criteria for mix in mixes]
+        return [criterion(input, target, mix) for (criterion, mix), input in zip(pairs, inputs, strict=True)]
+
+    code = inductor_code(step, inputs, torch.randint(CLASSES, (64, 8, 8)), mixes, backward=True)
+    assert code.launches == [1, 1]
+
+
+# CUDA graphs
+
+
+@pytest.mark.cuda
+@each_mixer
+def test_cuda_graphs_replay_with_a_fresh_draw_each_step(make: Callable[[], Mixer]) -> None:
+    mixer, head, (input, target) = make(), classifier().cuda(), images(8, device="cuda")
+    criterion = MixUpCriterion(nn.CrossEntropyLoss(), mixer)
+    step = compiled(lambda x, y: criterion(head(mixer(x)), y), mode="reduce-overhead")
+    partners = []
+    for _ in range(6):
+        torch.compiler.cudagraph_mark_step_begin()
+        loss = step(input, target)
+        loss.backward()
+        mix = Mix(*(tensor.clone() for tensor in applied(mixer)))
+        torch.testing.assert_close(loss, criterion(head(mix_inputs(input, mix)), target, mix))
+        partners.append(tuple(mix.index.tolist()))
+    assert len(set(partners)) > 1
+
+
+@pytest.mark.cuda
+@each_mixer
+def test_a_graph_captured_by_hand_draws_afresh_at_each_replay(make: Callable[[], Mixer]) -> None:
+    mixer, head, (input, target) = make(), classifier().cuda(), images(8, device="cuda")
+    criterion = MixUpCriterion(nn.CrossEntropyLoss(), mixer)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # what initialises on the first call cannot be captured
+        criterion(head(mixer(input)), target)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        loss = criterion(head(mixer(input)), target)
+    mix, draws = applied(mixer), set()
+    for _ in range(6):
+        graph.replay()
+        torch.testing.assert_close(loss, criterion(head(mix_inputs(input, mix)), target, mix))
+        draws.add((tuple(mix.index.tolist()), mix.lam.mean().item()))
+    assert len(draws) > 1
+
+
+@pytest.mark.cuda
+@each_mixer
+def test_nothing_synchronises_with_the_host(make: Callable[[], Mixer]) -> None:
+    mixer = make()
+    criterion = MixUpCriterion(nn.CrossEntropyLoss(), mixer)
+    input = torch.randn(8, CLASSES, 4, 4, device="cuda", requires_grad=True)
+    of_samples, of_positions = (torch.randint(CLASSES, (8, *sizes), device="cuda") for sizes in ((), (4, 4)))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        output = mixer(input)
+        (criterion(output.mean((2, 3)), of_samples) + criterion(output, of_positions)).backward()
+        mixup_batch(input, of_samples)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
