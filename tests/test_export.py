@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,7 +12,7 @@ from mixup_nn.functional import mix_inputs, mix_loss
 
 from .cases import MIXERS, applied, lams_of
 from .compiled import CLASSES, Parallel, classifier, images, mixers_of
-from .versions import ANY_BATCH_SIZE, COPIES_OF_A_LOSS, EXPORT_RESTORES
+from .versions import ANY_BATCH_SIZE, EXPORT_RESTORES
 
 pytestmark = [
     pytest.mark.usefixtures("fresh_compiler"),

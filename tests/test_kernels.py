@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from functools import cache
 from typing import Any, NamedTuple
 
 import pytest
@@ -74,21 +73,14 @@ def test_normalize_mix_and_activate_are_one_kernel(name: str) -> None:
     assert inductor_code(lambda input, mix: F.relu(mixer(normalize(input), mix)), input, mix) == ([1], 1)
 
 
-def test_elementwise_work_around_a_drawing_module_adds_no_kernel() -> None:
-    mixer, (input, _) = MIXERS["choice"](), images(size=8)
-    alone = inductor_code(mixer, input)
-    assert alone.launches <= [DRAW_AND_MIX]
-    assert inductor_code(lambda input: F.relu(mixer(normalize(input))), input) == alone
-
-
 def test_a_step_with_a_choice_launches_three_functions_more_than_one_without() -> None:
     mixer, head, loss = RandomChoice([MixUp(), CutMix()]), classifier(), nn.CrossEntropyLoss()
-    criterion = MixUpCriterion(loss, mixer)
-    plain = inductor_code(lambda x, y: loss(head(x), y), *images(), backward=True).launches
-    mixed = inductor_code(lambda x, y: criterion(head(mixer(x)), y), *images(), backward=True).launches
-    assert len(mixed) == len(plain) == 2
-    assert mixed[0] <= plain[0] + DRAW_AND_MIX
-    assert mixed[1] <= plain[1]
+    criterion, arguments = MixUpCriterion(loss, mixer), images()
+    plain = inductor_code(lambda x, y: loss(head(F.relu(normalize(x))), y), *arguments, backward=True).launches
+    step = inductor_code(lambda x, y: criterion(head(F.relu(mixer(normalize(x)))), y), *arguments, backward=True)
+    assert len(step.launches) == len(plain) == 2
+    assert step.launches[0] <= plain[0] + DRAW_AND_MIX
+    assert step.launches[1] <= plain[1]
 
 
 def test_inductor_equals_eager_on_its_draw() -> None:
@@ -111,7 +103,8 @@ def test_inductor_equals_eager_on_its_draw() -> None:
 # The criterion
 
 
-def test_the_criterion_is_one_log_softmax_in_the_graph() -> None:
+def test_the_criterion_is_one_log_softmax_in_the_graph_however_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mixup_nn._losses.LARGE", 0)
     criteria = [MixUpCriterion(loss()) for loss in LOSSES.values()]
     mixes = list(LAMS.values())
 
@@ -125,29 +118,32 @@ def test_the_criterion_is_one_log_softmax_in_the_graph() -> None:
     losses = step.function(inputs, targets)
     nodes = step.counter.graphs[0].graph.nodes
     called = [node.target if isinstance(node.target, str) else node.target.__name__ for node in nodes]
-    found = [name for name in called if name in ("log_softmax", "softmax", "cross_entropy")]
+    found = [name for name in called if name in ("log_softmax", "softmax", "cross_entropy", "gather")]
     assert found == ["log_softmax"] * len(losses)
 
 
-@cache
-def code_of_the_plain_loss(name: str) -> Code:
-    input, target = torch.randn(64, CLASSES, requires_grad=True), torch.randint(CLASSES, (64,))
-    return inductor_code(LOSSES[name](), input, target, backward=True)
+def test_the_criterion_adds_no_kernel_and_no_loop() -> None:
+    names, mixes = ("cross_entropy", "weighted"), (sample_mixup(64), sample_mixup(64, per_sample=True))
+    inputs, target = [torch.randn(64, CLASSES, requires_grad=True) for _ in names], torch.randint(CLASSES, (64,))
+    losses = [LOSSES[name]() for name in names]
+    criteria = [MixUpCriterion(loss) for loss in losses]
 
+    def plain(inputs: list[Tensor], target: Tensor) -> list[Tensor]:
+        return [loss(input, target) for loss, input in zip(losses, inputs, strict=True)]
 
-@pytest.mark.parametrize("name, per_sample", (("cross_entropy", False), ("weighted", True), ("smoothed", False)))
-def test_criterion_is_one_kernel_forward_and_one_backward(name: str, per_sample: bool) -> None:
-    input, target = torch.randn(64, CLASSES, requires_grad=True), torch.randint(CLASSES, (64,))
-    mix = sample_mixup(64, per_sample=per_sample)
-    code = inductor_code(MixUpCriterion(LOSSES[name]()), input, target, mix, backward=True)
+    def mixed(inputs: list[Tensor], target: Tensor, mixes: list[Mix]) -> list[Tensor]:
+        return [
+            criterion(*each, mix) for criterion, *each, mix in zip(criteria, inputs, [target] * 2, mixes, strict=True)
+        ]
+
+    code = inductor_code(mixed, inputs, target, mixes, backward=True)
     assert code.launches == [1, 1]
-    if name != "smoothed" and FEWEST_LOOPS:
-        assert code.loops <= code_of_the_plain_loss(name).loops
+    assert not FEWEST_LOOPS or code.loops <= inductor_code(plain, inputs, target, backward=True).loops
 
 
-def test_criterion_with_a_lam_per_position_is_one_kernel_forward_and_one_backward() -> None:
+def test_smoothing_and_a_lam_per_position_are_one_kernel_forward_and_one_backward() -> None:
     criteria = [MixUpCriterion(LOSSES[name]()) for name in ("weighted", "smoothed")]
-    mixes = [sample_cutmix((64, 3, 8, 8), per_sample=per_sample) for per_sample in (False, True)]
+    mixes = [sample_cutmix((64, 3, 8, 8), per_sample=True), sample_mixup(64)]
     inputs = [torch.randn(64, CLASSES, 8, 8, requires_grad=True) for _ in range(4)]
 
     def step(inputs: list[Tensor], target: Tensor, mixes: list[Mix]) -> list[Tensor]:
