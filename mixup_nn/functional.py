@@ -62,7 +62,7 @@ def mix_targets(target: Tensor, mix: Mix, num_classes: int | None = None) -> Ten
         target: dense floating targets of shape ``(B, *)``, or class indices of shape ``(B, *)`` and an integer dtype,
             which become one-hot probabilities of shape ``(B, C, *)`` first.
         mix: the draw that mixed the inputs.
-        num_classes: ``C``; needed for class indices, without effect on dense targets.
+        num_classes: ``C``, two or more; needed for class indices, without effect on dense targets.
 
     Returns:
         Dense targets. Floating ones keep their shape and dtype; class indices give ``(B, C, *)`` in the dtype of
@@ -71,9 +71,9 @@ def mix_targets(target: Tensor, mix: Mix, num_classes: int | None = None) -> Ten
         its denominator.
 
     Raises:
-        TypeError: ``target`` is not a tensor, is bool, or holds class indices without ``num_classes``; ``mix`` is not a
-            :class:`~mixup_nn.Mix`.
-        ValueError: a shape that does not fit the mix.
+        TypeError: ``target`` is not a tensor (parts are mixed one by one), is bool or complex, or holds class indices
+            without ``num_classes``; ``mix`` is not a :class:`~mixup_nn.Mix`.
+        ValueError: a shape that does not fit the mix; fewer than two classes.
         RuntimeError: a class index that is not below ``num_classes``, raised by torch.
 
     Example:
@@ -92,9 +92,10 @@ def mix_targets(target: Tensor, mix: Mix, num_classes: int | None = None) -> Ten
 
 def one_hot(target: Tensor, num_classes: int | None, dtype: torch.dtype) -> Tensor:
     """Class indices ``(B, *)`` as probabilities ``(B, C, *)``; a negative index is a row of zeros."""
-    if target.dtype == torch.bool or num_classes is None:
-        expected = "floating targets, or integer class indices with num_classes"
-        raise TypeError(f"expected {expected}, got {target.dtype} with {num_classes}; see docs: Criterion, Targets")
+    if num_classes is None or num_classes < 2 or target.dtype == torch.bool or target.is_complex():
+        expected = "floating targets, or integer class indices with num_classes of two or more"
+        error = TypeError if num_classes is None or num_classes > 1 else ValueError
+        raise error(f"expected {expected}, got {target.dtype} with {num_classes}; see docs: Criterion, Targets")
     index = rearrange(target.long(), "b ... -> b 1 ...")
     zeros = torch.zeros((*target.shape[:1], num_classes, *target.shape[1:]), dtype=dtype, device=target.device)
     return zeros.scatter(1, index.clamp(min=0), (index >= 0).to(dtype))
