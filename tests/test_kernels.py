@@ -14,11 +14,11 @@ from torch._inductor import metrics
 from torch._inductor.utils import fresh_cache, run_and_get_code
 
 from mixup_nn import CutMix, Mix, Mixer, MixUp, MixUpCriterion, RandomChoice
-from mixup_nn.functional import mix_inputs, mixup_batch
+from mixup_nn.functional import mix_inputs
 from mixup_nn.sampling import sample_cutmix, sample_mixup
 
-from .cases import MIXERS, applied, each_mixer, lams_of
-from .compiled import CLASSES, Counted, classifier, compiled, images
+from .cases import applied, each_mixer, lams_of
+from .compiled import CLASSES, Counted, Steps, batch, classifier, compiled, images
 from .versions import FEWEST_LOOPS
 
 # One process has all that uses Inductor: its first compilation takes as long as several more.
@@ -83,21 +83,10 @@ def test_a_step_with_a_choice_launches_three_functions_more_than_one_without() -
     assert step.launches[1] <= plain[1]
 
 
-def test_inductor_equals_eager_on_its_draw() -> None:
-    mixer, criterion = MIXERS["choice_per_sample"](), MixUpCriterion(LOSSES["smoothed"]())
-    weight = torch.randn(CLASSES, 3, 1, 1, requires_grad=True)
-    input = torch.randn(4, 3, 8, 8).to(memory_format=torch.channels_last).requires_grad_()
-    target = torch.randint(CLASSES, (4, 8, 8))
-
-    def step(input: Tensor, mix: Mix | None) -> tuple[Tensor, Tensor]:
-        mixed = mixer(input, mix)
-        return mixed, criterion(F.conv2d(mixed, weight), target, applied(mixer))
-
-    mixed, loss = compiled(step)(input, None)
-    expected = step(input, applied(mixer))
-    assert mixed.stride() == expected[0].stride()
-    torch.testing.assert_close((mixed, loss), expected)
-    torch.testing.assert_close(*(torch.autograd.grad(value, (input, weight)) for value in (loss, expected[1])))
+def test_inductor_computes_the_formula_on_its_draw() -> None:
+    model, (input, target) = Steps("choice_per_sample"), batch()
+    input = input.to(memory_format=torch.channels_last)
+    model.assert_formula(compiled(model)(input, target), input, target)
 
 
 # The criterion
@@ -193,19 +182,3 @@ def test_a_graph_captured_by_hand_draws_afresh_at_each_replay(make: Callable[[],
         torch.testing.assert_close(loss, criterion(head(mix_inputs(input, mix)), target, mix))
         draws.add((tuple(mix.index.tolist()), mix.lam.mean().item()))
     assert len(draws) > 1
-
-
-@pytest.mark.cuda
-@each_mixer
-def test_nothing_synchronises_with_the_host(make: Callable[[], Mixer]) -> None:
-    mixer = make()
-    criterion = MixUpCriterion(nn.CrossEntropyLoss(), mixer)
-    input = torch.randn(8, CLASSES, 4, 4, device="cuda", requires_grad=True)
-    of_samples, of_positions = (torch.randint(CLASSES, (8, *sizes), device="cuda") for sizes in ((), (4, 4)))
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        output = mixer(input)
-        (criterion(output.mean((2, 3)), of_samples) + criterion(output, of_positions)).backward()
-        mixup_batch(input, of_samples)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
