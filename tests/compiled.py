@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -45,18 +45,6 @@ def classifier() -> nn.Module:
 
 def mixers_of(*names: str) -> list[Mixer]:
     return [MIXERS[name]() for name in names or MIXERS]
-
-
-class Parallel(nn.Module):
-    """Mixers side by side: compiled together, because compiling is what takes the time."""
-
-    def __init__(self, mixers: Iterable[Mixer]) -> None:
-        super().__init__()
-        self.mixers = list(mixers)
-        self.branches = nn.ModuleList(self.mixers)
-
-    def forward(self, input: Tensor) -> list[Tensor]:
-        return [branch(input) for branch in self.branches]
 
 
 class Survival(NamedTuple):
