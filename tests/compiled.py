@@ -66,7 +66,8 @@ def losses_of(output: Tensor, target: Parts) -> Tensor:
     """A classifier, and a time that counts where its event came, with a weight for each sample."""
     time, event = target["survival"]
     losses = F.cross_entropy(output, target["label"], reduction="none")
-    return target["weight"] * (losses + event * (output[:, 0] - time).square())
+    weighted: Tensor = target["weight"] * (losses + event * (output[:, 0] - time).square())
+    return weighted
 
 
 class Steps(nn.Module):

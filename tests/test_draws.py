@@ -168,7 +168,7 @@ def seeded() -> torch.Generator:
 
 def each_source(names: Iterable[Any], inductor: Iterable[Any]) -> pytest.MarkDecorator:
     """Parametrise over programs and their draws; Inductor, which takes long to compile, has few of them."""
-    cases = [("eager", name) for name in names]
+    cases: list[Any] = [("eager", name) for name in names]
     cases += [("exported", name) for name in names if "generator" not in str(name)]  # cannot enter a graph
     cases += [pytest.param("inductor", name, marks=IN_ONE_PROCESS) for name in inductor]
     return pytest.mark.parametrize("source, name", cases)
@@ -202,7 +202,7 @@ BOXES: dict[str, tuple[float, float, int, Callable[[Tensor], Mix]]] = {
 
 
 @cache
-def large(source: str) -> dict[str, Any]:
+def large(source: str) -> dict[Any, Any]:
     """One draw for a large batch of each of ``BETAS`` and ``BOXES``."""
     if source == "inductor":
         drawer = fused()
