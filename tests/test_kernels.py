@@ -111,23 +111,13 @@ def test_the_criterion_is_one_log_softmax_in_the_graph_however_large(monkeypatch
     assert found == ["log_softmax"] * len(losses)
 
 
-def test_the_criterion_adds_no_kernel_and_no_loop() -> None:
-    names, mixes = ("cross_entropy", "weighted"), (sample_mixup(64), sample_mixup(64, per_sample=True))
-    inputs, target = [torch.randn(64, CLASSES, requires_grad=True) for _ in names], torch.randint(CLASSES, (64,))
-    losses = [LOSSES[name]() for name in names]
-    criteria = [MixUpCriterion(loss) for loss in losses]
-
-    def plain(inputs: list[Tensor], target: Tensor) -> list[Tensor]:
-        return [loss(input, target) for loss, input in zip(losses, inputs, strict=True)]
-
-    def mixed(inputs: list[Tensor], target: Tensor, mixes: list[Mix]) -> list[Tensor]:
-        return [
-            criterion(*each, mix) for criterion, *each, mix in zip(criteria, inputs, [target] * 2, mixes, strict=True)
-        ]
-
-    code = inductor_code(mixed, inputs, target, mixes, backward=True)
+@pytest.mark.parametrize("name, per_sample", (("cross_entropy", False), ("weighted", True)))
+def test_the_criterion_adds_no_kernel_and_no_loop(name: str, per_sample: bool) -> None:
+    input, target = torch.randn(64, CLASSES, requires_grad=True), torch.randint(CLASSES, (64,))
+    mix, loss = sample_mixup(64, per_sample=per_sample), LOSSES[name]()
+    code = inductor_code(MixUpCriterion(loss), input, target, mix, backward=True)
     assert code.launches == [1, 1]
-    assert not FEWEST_LOOPS or code.loops <= inductor_code(plain, inputs, target, backward=True).loops
+    assert not FEWEST_LOOPS or code.loops <= inductor_code(loss, input, target, backward=True).loops
 
 
 def test_smoothing_and_a_lam_per_position_are_one_kernel_forward_and_one_backward() -> None:
