@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib
 import io
 import re
 import shutil
@@ -16,19 +15,21 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import hatchling.build as build
 import pytest
 import torch
-from accelerate.state import AcceleratorState  # type: ignore[import-untyped]
 
 import mixup_nn
 from mixup_nn import CutMix, MixUp
 from mixup_nn.functional import mix_inputs
 
+from .conftest import imports
+
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 LAYERS = ("_mix", "sampling", "_losses", "functional", "_modules", "_criterion", "__init__")
 FENCE = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
+NEEDS = re.compile(r"^```python\n# needs (\w+)$", re.MULTILINE)
+builds = pytest.mark.needs("hatchling", "hatch_fancy_pypi_readme")
 
 
 def test_public_names() -> None:
@@ -62,7 +63,10 @@ def test_imports_run_one_way() -> None:
                 assert all(name in LAYERS[:rank] for name in names)
 
 
+@builds
 def test_wheel_and_sdist_hold_the_package_and_no_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hatchling import build
+
     monkeypatch.chdir(ROOT)
     with zipfile.ZipFile(tmp_path / build.build_wheel(str(tmp_path))) as wheel:
         files = {name for name in wheel.namelist() if ".dist-info/" not in name}
@@ -75,9 +79,12 @@ def test_wheel_and_sdist_hold_the_package_and_no_pictures(tmp_path: Path, monkey
     assert not [name for name in files if name.endswith(".png") or name.startswith((".ci", ".github", "out/"))]
 
 
+@builds
 def test_links_of_the_readme_lead_to_the_repository_on_a_package_index(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from hatchling import build
+
     monkeypatch.chdir(tmp_path)
     for name in ("LICENSE", "README.md"):
         shutil.copy(ROOT / name, name)
@@ -105,44 +112,52 @@ def test_links_of_the_readme_lead_to_the_repository_on_a_package_index(
 @pytest.fixture
 def no_accelerator() -> Iterator[None]:
     """Accelerate keeps its settings for the whole process."""
-    AcceleratorState._reset_state(reset_partial_state=True)
     yield
-    AcceleratorState._reset_state(reset_partial_state=True)
+    if module := sys.modules.get("accelerate.state"):
+        module.AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def imports(package: str) -> bool:
-    try:
-        importlib.import_module(package)
-    except (ImportError, RuntimeError):  # one built for another torch raises the latter
-        return False
-    return True
+def blocks_of(page: str, *only: str) -> Iterator[str]:
+    """The code blocks of a page at their lines, or those with one of the strings.
+
+    One that begins with ``# needs package`` must be asked for, and is left out where the package does not import.
+    """
+    text = (ROOT / page).read_text()
+    for block in FENCE.finditer(text):
+        needed = NEEDS.match(block[0])
+        chosen = any(string in block[1] for string in only) if only else not needed
+        if chosen and (not needed or imports(needed[1])):
+            yield "\n" * text[: block.start(1)].count("\n") + block[1]
 
 
 def run_blocks(page: str, *only: str) -> dict[str, Any]:
-    """Run the blocks of a page in order, all or those that hold one of the strings, and return what they define.
-
-    One that begins with ``# needs package`` is left out where the package does not import.
-    """
+    """Run blocks of a page in order, and return what they define."""
     name = re.sub(r"\W", "_", page)
     module = sys.modules[name] = types.ModuleType(name)  # a module, so that what is defined can be pickled
-    text = (ROOT / page).read_text()
-    for block in FENCE.finditer(text):
-        needed = re.match(r"# needs (\w+)\n", block[1])
-        if (not only or any(string in block[1] for string in only)) and (not needed or imports(needed[1])):
-            lines_before = "\n" * text[: block.start(1)].count("\n")
-            exec(compile(lines_before + block[1], page, "exec"), module.__dict__)
+    for block in blocks_of(page, *only):
+        exec(compile(block, page, "exec"), module.__dict__)
     return module.__dict__
 
 
-@pytest.mark.filterwarnings("default")  # those of other libraries
+def pages_and_packages() -> Iterator[Any]:
+    """Each page, and again for each package that some of its blocks need."""
+    for page in PAGES:
+        text = (ROOT / page).read_text()
+        inductor = [pytest.mark.xdist_group("inductor")] if "torch.compile(" in "".join(FENCE.findall(text)) else []
+        yield pytest.param(page, None, marks=inductor, id=page)
+        for package in sorted(set(NEEDS.findall(text))):
+            yield pytest.param(page, package, marks=pytest.mark.needs(package), id=f"{page}-{package}")
+
+
 @pytest.mark.usefixtures("no_accelerator", "fresh_compiler")
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page, package", list(pages_and_packages()))
 def test_every_code_block_of_the_pages_runs_and_prints_what_it_says(
-    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    page: str, package: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    run_blocks(page)
-    claims = re.findall(r"^ *print\(.*\)  # (.*)$", (ROOT / page).read_text(), re.MULTILINE)
+    only = ("import torch\n", f"# needs {package}\n") if package else ()
+    run_blocks(page, *only)
+    claims = re.findall(r"^ *print\(.*\)  # (.*)$", "".join(blocks_of(page, *only)), re.MULTILINE)
     assert claims or page != "README.md"
     printed = iter(capsys.readouterr().out.splitlines())
     assert all(claim in printed for claim in claims)  # in this order
@@ -168,18 +183,6 @@ def test_links_between_the_pages_lead_somewhere(page: str) -> None:
             assert not anchor or anchor in anchors(target), link
 
 
-def test_torchvision_transforms_around_it() -> None:
-    try:
-        from torchvision.transforms import v2
-    except (ImportError, RuntimeError) as error:  # a torchvision built for another torch raises the latter
-        pytest.skip(f"torchvision does not import: {error}")
-    mixup = MixUp(1.0)
-    input = torch.rand(4, 3, 8, 8)
-    output = v2.Compose([v2.Normalize([0.5] * 3, [0.25] * 3), mixup])(input)
-    assert mixup.last_mix is not None
-    torch.testing.assert_close(output, mix_inputs((input - 0.5) / 0.25, mixup.last_mix))
-
-
 # Recipes
 
 
@@ -202,43 +205,31 @@ def test_model_eval_reaches_a_hooked_mixer_and_the_model_can_be_saved(hook: str,
         assert torch.equal(each(pixel_values=input) if keyword else each(input), each.body(input))
 
 
+@pytest.mark.parametrize("mode", ("batch", "elem"))
 @pytest.mark.parametrize(
-    "mixup, cutmix, kinds, weights",
+    "mixup, cutmix, alphas, weights",
     (
-        (0.8, 1.0, [MixUp, CutMix], (0.75, 0.25)),
-        (0.0, 1.0, [CutMix], (1.0,)),  # a MixUp(0) in the choice would leave half the batches unmixed
-        (0.8, 0.0, [MixUp], (1.0,)),
-        (0.0, 0.0, [MixUp], (1.0,)),
+        (0.8, 1.0, [0.8, 1.0], (0.75, 0.25)),
+        (0.0, 1.0, [1.0], (1.0,)),  # a MixUp(0) in the choice would leave half the batches unmixed
+        (0.8, 0.0, [0.8], (1.0,)),
+        (0.0, 0.0, [0.0], (1.0,)),
     ),
 )
-@pytest.mark.parametrize("mode", ("batch", "elem"))
 def test_flags_of_timm_become_a_choice_of_the_mixers_that_are_on(
-    mixup: float, cutmix: float, kinds: list[type], weights: tuple[float, ...], mode: str
+    mixup: float, cutmix: float, alphas: list[float], weights: tuple[float, ...], mode: str
 ) -> None:
     page = run_blocks("docs/coming-from.md", "import torch\n", "def mixer_of_flags")
     flags = timm_flags(mixup=mixup, cutmix=cutmix, mixup_prob=0.9, mixup_switch_prob=0.25, mixup_mode=mode)
     choice = page["mixer_of_flags"](flags)
-    assert [type(mixer) for mixer in choice.mixers] == kinds
-    assert [mixer.alpha for mixer in choice.mixers] == ([alpha for alpha in (mixup, cutmix) if alpha] or [0.0])
-    assert (choice.weights, choice.p) == (weights, 0.9)
-    input = torch.rand(4, 3, 8, 8)
-    if mixup or cutmix:
-        assert all(each.per_sample is (mode == "elem") for each in (choice, *choice.mixers))
-    else:
-        assert torch.equal(choice(input), input)
-
-
-@pytest.mark.parametrize("flags", ({"mixup_mode": "pair"}, {"cutmix_minmax": [0.2, 0.8]}))
-def test_flags_of_timm_that_no_mixer_of_the_package_has_are_refused(flags: dict[str, Any]) -> None:
-    page = run_blocks("docs/coming-from.md", "import torch\n", "def mixer_of_flags")
-    with pytest.raises(ValueError, match="expected --mixup-mode batch or elem and no --cutmix-minmax"):
-        page["mixer_of_flags"](timm_flags(mixup=0.8, **flags))
+    assert [type(each) for each in choice.mixers] == [MixUp] * (len(alphas) - bool(cutmix)) + [CutMix] * bool(cutmix)
+    assert ([mixer.alpha for mixer in choice.mixers], choice.weights, choice.p) == (alphas, weights, 0.9)
+    assert all(each.per_sample is (mode == "elem") for each in (choice, *(choice.mixers if any(alphas) else ())))
+    for refused in {"mixup_mode": "pair"}, {"cutmix_minmax": [0.2, 0.8]}:
+        with pytest.raises(ValueError, match="expected --mixup-mode batch or elem and no --cutmix-minmax"):
+            page["mixer_of_flags"](types.SimpleNamespace(**{**vars(flags), **refused}))
 
 
 def timm_flags(**given: Any) -> types.SimpleNamespace:
     """The flags that timm's train.py has for mixing, with its defaults."""
-    flags = {
-        "mixup": 0.0, "cutmix": 0.0, "cutmix_minmax": None,
-        "mixup_prob": 1.0, "mixup_switch_prob": 0.5, "mixup_mode": "batch",
-    }  # fmt: skip
-    return types.SimpleNamespace(**{**flags, **given})
+    flags = {"mixup": 0.0, "cutmix": 0.0, "mixup_prob": 1.0, "mixup_switch_prob": 0.5, "mixup_mode": "batch"}
+    return types.SimpleNamespace(**{**flags, "cutmix_minmax": None, **given})
