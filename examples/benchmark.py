@@ -67,7 +67,7 @@ class Sizes:
     mixing: tuple[int, ...] = (64, 3, 224, 224)
     dtypes: Sequence[torch.dtype] = (torch.float32, torch.bfloat16)
     losses: Sequence[tuple[int, int]] = ((256, 1000), (2048, 32000))
-    by_hand: Sequence[tuple[int, int, int]] = ((32, 8, 10), (128, 32, 10), (256, 32, 100), (64, 224, 1000))
+    by_hand: Sequence[tuple[int, int, int]] = ((32, 8, 10), (128, 32, 10), (64, 224, 1000))
     models: Sequence[str] = ("CNN", "transformer")
     image: tuple[int, ...] = (64, 3, 64, 64)
     tokens: tuple[int, ...] = (32, 64)
