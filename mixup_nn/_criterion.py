@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ._losses import is_cross_entropy, mix_loss, needs_hard_targets
-from ._mix import Mix, is_floating, kind_of
+from ._mix import Mix, is_class_indices, kind_of
 from ._modules import Mixer
 from .functional import mix_targets, one_hot
 
@@ -40,21 +40,24 @@ class MixUpCriterion(nn.Module):
         interpolate_loss: True interpolates the losses. False interpolates the targets, and makes integer targets
             dense, with ``input.shape[1]`` classes in the dtype of ``input``, for a loss that takes dense targets. It
             does so without a mix too: such a loss is validated on the type of target that it trains on. None (default)
-            interpolates the loss for integer targets and the target for floating ones; always the loss for torch's
-            losses of hard labels (hinge embedding, multi-margin, NLL) and of logarithms (``log_target=True``). Floating
-            targets with one channel against an output with several are labels more often than not: there it asks.
+            interpolates the loss for integer targets and the target for floating ones; always the loss for a target in
+            parts, for torch's losses of hard labels (hinge embedding, multi-margin, NLL) and for those of logarithms
+            (``log_target=True``). Floating targets with one channel against an output with several are labels more
+            often than not: there it asks.
 
     All three may be replaced at any time, by assignment, and are checked again.
 
     Shape:
-        - input: output of the model, whatever ``loss`` takes; ``(B, C, *)`` for class indices made dense.
-        - target: ``(B, *)``.
+        - input: output of the model, whatever ``loss`` takes; ``(B, C, *)``, of two classes or more, for class indices
+          made dense.
+        - target: ``(B, *)``, or parts: a dict or a named tuple, nested, of tensors that each have the batch first.
         - output: what ``loss`` returns.
 
     Raises:
         TypeError: ``loss`` is a class or holds a criterion (mix dense targets twice instead, by
             :func:`functional.mix_targets`); ``mixer`` is not a :class:`Mixer`, or ``interpolate_loss`` not a bool; on
-            call with a mix, ``target`` is not a tensor or ``mix`` not a :class:`Mix`.
+            call with a mix, ``target`` or a part of it is not a tensor, or it has parts and ``interpolate_loss`` is
+            False; ``mix`` is not a :class:`Mix`.
         ValueError: ``interpolate_loss=False`` with a loss of hard labels or logarithms; on call, as
             :func:`functional.mix_loss` and :func:`functional.mix_targets`, or a floating target with one channel while
             ``interpolate_loss`` is None.
@@ -76,6 +79,14 @@ class MixUpCriterion(nn.Module):
         >>> mix = mixup.sample(x)
         >>> loss = criterion(head(mixup(x, mix)), torch.randn(8, 3), mix)
 
+        A target in parts, here with a weight for each sample:
+
+        >>> def weighted(output, target):
+        ...     losses = nn.functional.cross_entropy(output, target["label"], reduction="none")
+        ...     return (target["weight"] * losses).mean()
+        >>> criterion = MixUpCriterion(weighted, mixup)
+        >>> loss = criterion(head(mixup(x)), {"label": y, "weight": torch.rand(8)})
+
     Reference:
         https://arxiv.org/abs/1710.09412
     """
@@ -84,7 +95,7 @@ class MixUpCriterion(nn.Module):
     interpolate_loss: bool | None = None
 
     def __init__(
-        self, loss: Callable[[Any, Tensor], Tensor], mixer: Mixer | None = None, *, interpolate_loss: bool | None = None
+        self, loss: Callable[[Any, Any], Tensor], mixer: Mixer | None = None, *, interpolate_loss: bool | None = None
     ) -> None:
         super().__init__()
         self.loss = loss
@@ -94,9 +105,7 @@ class MixUpCriterion(nn.Module):
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "mixer":
             if value is not None and not isinstance(value, Mixer):
-                raise TypeError(
-                    f"expected mixer to be a Mixer, got {kind_of(value)}; as in MixUpCriterion(loss, mixer)"
-                )
+                raise TypeError(f"expected MixUpCriterion(loss, mixer) of a Mixer, got {kind_of(value)}")
             self.__dict__[name] = value  # nn.Module would make it a submodule
             return
         if name == "loss":
@@ -105,10 +114,9 @@ class MixUpCriterion(nn.Module):
             _check_loss(self.loss, value)
         super().__setattr__(name, value)
 
-    def forward(self, input: Any, target: Tensor, mix: Mix | None = None) -> Tensor:
+    def forward(self, input: Any, target: Any, mix: Mix | None = None) -> Tensor:
         mix = self._linked_mix() if mix is None else mix
-        indices = isinstance(target, Tensor) and not target.is_floating_point()
-        if indices and self.interpolate_loss is False and not is_cross_entropy(self.loss):
+        if self.interpolate_loss is False and is_class_indices(target) and not is_cross_entropy(self.loss):
             return self.loss(input, _dense(input, target, mix))
         if mix is None:
             return self.loss(input, target)
@@ -123,28 +131,23 @@ class MixUpCriterion(nn.Module):
             return None
         mix, page = mixer.last_mix, "see docs: Criterion, Which mix is used"
         if mix is None:
-            hint = "(an entry of a choice mixes none: link the choice)"
-            raise RuntimeError(f"expected the linked {kind_of(mixer)} to have mixed a batch, got none {hint}; {page}")
+            raise RuntimeError(f"expected the linked {kind_of(mixer)} to have mixed a batch, got none; {page}")
         if not torch.is_grad_enabled():
-            fix = "validate in criterion.eval(), or pass the mix"
-            raise RuntimeError(
-                f"{fix}: expected gradients while the linked {kind_of(mixer)} trains, got them off; {page}"
-            )
+            raise RuntimeError(f"expected gradients while the linked {kind_of(mixer)} trains, got them off; {page}")
         return mix
 
-    def _interpolates_loss(self, input: Any, target: Tensor) -> bool:
+    def _interpolates_loss(self, input: Any, target: Any) -> bool:
         """Whether the losses of both targets are interpolated, and not the targets."""
-        if not is_floating(target):
+        if is_class_indices(target):
             return True
         if self.interpolate_loss is not None:
-            return self.interpolate_loss
-        if needs_hard_targets(self.loss):
+            return self.interpolate_loss  # False with a target in parts: the door refuses it
+        if not isinstance(target, Tensor) or needs_hard_targets(self.loss):
             return True
         one_channel = target.ndim > 2 and target.shape[1] == 1
         if one_channel and isinstance(input, Tensor) and input.ndim == target.ndim and input.shape[1] > 1:
-            got = f"{target.dtype} of shape {tuple(target.shape)} for an output {tuple(input.shape)}"
-            page = "see docs: Criterion, Loss or targets"
-            raise ValueError(f"expected interpolate_loss=True or False, as for labels or values, with {got}; {page}")
+            got = f"None with {target.dtype} {tuple(target.shape)} for {tuple(input.shape)}"
+            raise ValueError(f"expected interpolate_loss as a bool, got {got}; see docs: Criterion, Loss or targets")
         return False
 
     def extra_repr(self) -> str:
@@ -172,5 +175,4 @@ def _check_loss(loss: object, interpolate_loss: object) -> None:
     if interpolate_loss is not None and not isinstance(interpolate_loss, bool):
         raise TypeError(f"expected interpolate_loss to be True, False or None, got {interpolate_loss!r}")
     if interpolate_loss is False and needs_hard_targets(loss):
-        got = f"{kind_of(loss)} of hard labels or logarithms"
-        raise ValueError(f"expected a loss of dense targets, got {got}; use interpolate_loss=True")
+        raise ValueError(f"expected interpolate_loss=True for labels or logarithms of {kind_of(loss)}, got False")

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook  # the only way to know of hooks for all modules
 
-from ._mix import Mix, align, append_dims, as_dtype, is_floating, kind_of, spans, target_mix
+from ._mix import Mix, align, append_dims, as_dtype, is_class_indices, kind_of, spans, target_mix, with_partners
 
 # These need hard labels.
 LABEL_LOSSES = (nn.HingeEmbeddingLoss, nn.MultiLabelMarginLoss, nn.MultiMarginLoss, nn.NLLLoss)
@@ -20,10 +20,8 @@ INDEX_LOSSES = (nn.CrossEntropyLoss, nn.NLLLoss, getattr(nn, "LinearCrossEntropy
 # From here on (in eager) a second dense gradient costs more than the small operations that avoid it.
 LARGE = 2**22
 
-Labels = tuple[Tensor, Tensor]  # of the samples, and of their partners
 
-
-def mix_loss(loss: Callable[[Any, Tensor], Tensor], input: Any, target: Tensor, mix: Mix) -> Tensor:
+def mix_loss(loss: Callable[[Any, Any], Tensor], input: Any, target: Any, mix: Mix) -> Tensor:
     r"""Interpolate the losses against both targets, instead of the targets.
 
     .. math::
@@ -36,26 +34,33 @@ def mix_loss(loss: Callable[[Any, Tensor], Tensor], input: Any, target: Tensor, 
     an ``nn.Module`` with a ``reduction`` is evaluated with ``"none"``, weighted, and reduced as it was told to; any
     other callable must return losses of shape ``(B, *)`` and gets them back weighted, not reduced.
 
-    :class:`torch.nn.CrossEntropyLoss` on class indices goes to :func:`mix_cross_entropy`, unless it has hooks or is
-    subclassed. Its subclasses, :class:`torch.nn.NLLLoss` and :class:`torch.nn.LinearCrossEntropyLoss` divide their mean
-    by the mixed class weights, as that function does. The compilation of a loss is ignored: compile the criterion. With
-    weights per sample or position a shallow copy of the loss is called, so what it sets on itself meanwhile is lost.
+    A target may come in parts: a dict or a named tuple, nested, of tensors that each have the batch first, such as
+    labels for several heads, or a value and the weight of its sample. Each part is that of the partner, whatever its
+    dtype. Under a ``lam`` per position all parts must be per sample.
+
+    :class:`torch.nn.CrossEntropyLoss` on class indices goes to :func:`mix_cross_entropy`, unless it has hooks or a
+    ``forward`` or ``__call__`` of its own. Its subclasses, :class:`torch.nn.NLLLoss` and
+    :class:`torch.nn.LinearCrossEntropyLoss` divide their mean by the mixed class weights, as that function does. The
+    compilation of a loss is ignored: compile the criterion. With weights per sample or position a shallow copy of the
+    loss is called, so an attribute that it sets on itself meanwhile is lost.
 
     The loss is called twice, with the same input. It may change its target in place, but not its input.
 
     Args:
         loss: any callable of ``(input, target)``, without state of its own; never modified.
         input: first argument of the loss, the output of the model.
-        target: second argument of the loss, shape ``(B, *)``.
+        target: second argument of the loss, shape ``(B, *)``, or parts of such shapes.
         mix: the draw that mixed the inputs.
 
     Returns:
         The loss, of the shape and floating dtype that ``loss`` itself returns; float32 for integers, as of a metric.
 
     Raises:
-        TypeError: ``target`` is not a tensor, ``mix`` is not a :class:`~mixup_nn.Mix`, or ``loss`` is a metric with
-            state (``update`` and ``compute``), which two calls would count twice.
-        ValueError: weights per sample or position and a loss that reduces itself; a target that does not fit the mix.
+        TypeError: ``target`` or a part of it is not a tensor (lists and plain tuples may hold an entry for each sample:
+            name the parts), ``mix`` is not a :class:`~mixup_nn.Mix`, or ``loss`` is a metric with state (``update`` and
+            ``compute``), which two calls would count twice.
+        ValueError: weights per sample or position and a loss that reduces itself, or one that takes the mean over a
+            target in parts; a target or part that does not fit the mix.
 
     Example:
         >>> import torch
@@ -67,22 +72,13 @@ def mix_loss(loss: Callable[[Any, Tensor], Tensor], input: Any, target: Tensor, 
         tensor(1.5000)
     """
     loss = uncompiled(loss)
-    if _is_plain_cross_entropy(loss) and not is_floating(target):
+    if _is_plain_cross_entropy(loss) and isinstance(input, Tensor) and is_class_indices(target):
         options: dict[str, Any] = {"reduction": loss.reduction, "label_smoothing": loss.label_smoothing}
         return mix_cross_entropy(input, target, mix, weight=loss.weight, ignore_index=loss.ignore_index, **options)
     if hasattr(loss, "update") and hasattr(loss, "compute"):  # a metric: two calls would count each sample twice
         raise TypeError(f"expected a loss without state, got {kind_of(loss)}; see docs: Guide, Accuracy while mixing")
-    lam, index = target_mix(target, mix)
-    labels = target, target.index_select(0, index)  # before the loss is called, which may change its target
-    reduction = getattr(loss, "reduction", None) if lam.ndim and isinstance(loss, nn.Module) else None
-    unreduced = loss if reduction is None else _unreduced(loss)
-    losses = [unreduced(input, y) for y in labels]
-    if lam.ndim:
-        _check_unreduced(losses[0], lam, target, loss)
-    mixed = _interpolate(losses, lam)
-    if reduction is not None:
-        mixed = _reduce(mixed, _weights_of_mean(loss, labels, lam, mixed.dtype), reduction)
-    return mixed.to(losses[0].dtype) if losses[0].is_floating_point() else mixed
+    mix, targets = with_partners(target, mix)  # before the loss is called, which may change its target
+    return _mix_losses(loss, input, targets, mix)
 
 
 def mix_cross_entropy(
@@ -111,7 +107,7 @@ def mix_cross_entropy(
         input: logits, shape ``(B, C)`` or ``(B, C, *)``.
         target: class indices, shape ``(B,)`` or ``(B, *)``; values in ``range(C)`` or ``ignore_index``.
         mix: the draw that mixed the inputs.
-        weight: weight of each class, shape ``(C,)``, in the dtype of ``input``.
+        weight: weight of each class, shape ``(C,)``, in the dtype of ``input`` (or any but float64 under autocast).
         ignore_index: target value that adds nothing to the loss or its denominator.
         reduction: ``"mean"`` (the formula above), ``"sum"`` (its numerator) or ``"none"`` (the terms of that sum).
         label_smoothing: share of the target spread evenly over all classes, in [0, 1].
@@ -122,7 +118,7 @@ def mix_cross_entropy(
     Raises:
         TypeError: ``target`` is not a tensor, or ``mix`` is not a :class:`~mixup_nn.Mix`.
         ValueError: shapes that do not fit each other; an unknown ``reduction``, a ``label_smoothing`` outside [0, 1].
-        RuntimeError: what torch refuses, such as a target that is not int64 or class weights of another dtype.
+        RuntimeError: class weights of another dtype; what torch refuses, such as a target that is not int64.
 
     Example:
         >>> import torch
@@ -134,29 +130,15 @@ def mix_cross_entropy(
     """
     lam, index = target_mix(target, mix)
     small = torch.compiler.is_compiling() or input.numel() < LARGE  # compiled, the gradient of nll_loss fuses
-    if target.ndim + 1 != input.ndim or not (small or target.shape == input.shape[:1] + input.shape[2:]):
-        expected = f"class indices of shape (B, *) for logits (B, C, *), here {tuple(input.shape)}"
-        raise ValueError(f"expected {expected}, got {target.dtype} {tuple(target.shape)}; see docs: Criterion, Targets")
-    if not 0 <= label_smoothing <= 1:
-        raise ValueError(f"expected label_smoothing in [0, 1], got {label_smoothing}")
+    _check_options(input, target, label_smoothing, small)
     labels = target, target.index_select(0, index)
     log_probs, dtype = _log_softmax(input, small)
-    if weight is not None and weight.dtype == input.dtype:  # another dtype torch refuses
-        weight = weight.to(log_probs.dtype)
-
-    if lam.ndim == 0 and small and (weight is None or not label_smoothing):
-        if label_smoothing:
-            log_probs = torch.lerp(log_probs, log_probs.mean(1, keepdim=True), label_smoothing)
-        own, partner = [F.nll_loss(log_probs, y, weight, None, ignore_index, None, reduction) for y in labels]
-        return as_dtype(torch.lerp(partner, own, align(lam, own)), dtype)
-    losses = _nll(log_probs, labels, weight, ignore_index, label_smoothing, small)
-    if reduction != "mean":
-        return _reduce(_interpolate(losses, lam), None, reduction).to(dtype)
-    weights = _class_weights(labels, weight, ignore_index, losses[0].dtype)
-    if lam.ndim:
-        return _reduce(_interpolate(losses, lam), _interpolate(weights, lam), reduction).to(dtype)
-    means = [_reduce(*terms, reduction) for terms in zip(losses, weights, strict=True)]  # each with its denominator
-    return _interpolate(means, lam).to(dtype)
+    weight = None if weight is None else _as_class_weights(weight, input, log_probs.dtype)
+    whole = lam.ndim == 0 and small and (weight is None or not label_smoothing)  # torch reduces each of the two losses
+    of_each, reduction = (reduction, "none") if whole else ("none", reduction)
+    losses = _nll(log_probs, labels, weight, ignore_index, label_smoothing, small, of_each)
+    weights = _weights_of(target, index, weight, ignore_index, losses[0].dtype) if reduction == "mean" else None
+    return as_dtype(_reduce(losses, weights, lam, reduction), dtype)
 
 
 def uncompiled(loss: Any) -> Any:
@@ -168,25 +150,35 @@ def uncompiled(loss: Any) -> Any:
 def is_cross_entropy(loss: object) -> bool:
     """Whether ``loss`` computes torch's cross entropy, which is linear in its target."""
     loss = uncompiled(loss)
-    if not isinstance(loss, nn.CrossEntropyLoss) or "forward" in loss.__dict__:
-        return False
-    return type(loss).forward is nn.CrossEntropyLoss.forward
+    known = isinstance(loss, nn.CrossEntropyLoss) and type(loss).forward is nn.CrossEntropyLoss.forward
+    return known and "forward" not in loss.__dict__
 
 
 def needs_hard_targets(loss: object) -> bool:
     """Whether the targets of ``loss`` are labels or logarithms, which cannot be averaged."""
     loss = uncompiled(loss)
-    if isinstance(loss, partial):
-        return loss.keywords.get("log_target", False) is True
-    return isinstance(loss, LABEL_LOSSES) or getattr(loss, "log_target", False) is True
+    log_target = loss.keywords.get("log_target") if isinstance(loss, partial) else getattr(loss, "log_target", None)
+    return isinstance(loss, LABEL_LOSSES) or log_target is True
 
 
-def _is_plain_cross_entropy(loss: object) -> TypeGuard[nn.CrossEntropyLoss]:
-    """Whether calling ``loss`` would do nothing else than torch's cross entropy: no subclass, no hooks."""
-    if type(loss) is not nn.CrossEntropyLoss or "forward" in loss.__dict__:
+def _is_plain_cross_entropy(loss: Any) -> TypeGuard[nn.CrossEntropyLoss]:
+    """Whether calling ``loss`` does nothing else than torch's cross entropy: no hooks, no ``__call__`` of its own."""
+    if not is_cross_entropy(loss) or type(loss).__call__ is not nn.Module.__call__:
         return False
     hooks = loss._forward_hooks, loss._forward_pre_hooks, loss._backward_hooks, loss._backward_pre_hooks
     return not (any(hooks) or _has_any_global_hook())
+
+
+def _mix_losses(loss: Any, input: Any, targets: tuple[Any, Any], mix: Mix) -> Tensor:
+    """Both losses, mixed. Weights per sample or position mix unreduced ones, and reduce as the loss was told to."""
+    reduction = getattr(loss, "reduction", None) if mix.lam.ndim and isinstance(loss, nn.Module) else None
+    unreduced = loss if reduction is None else _unreduced(loss)
+    losses = [unreduced(input, y) for y in targets]
+    if mix.lam.ndim:
+        _check_unreduced(losses[0], mix, loss)
+    weights = _weights_of_mean(loss, targets[0], mix.index, losses[0].dtype) if reduction == "mean" else None
+    mixed = _reduce(losses, weights, mix.lam, reduction or "none")
+    return as_dtype(mixed, losses[0].dtype) if losses[0].is_floating_point() else mixed
 
 
 def _unreduced(loss: Any) -> Any:
@@ -197,83 +189,111 @@ def _unreduced(loss: Any) -> Any:
     return unreduced
 
 
-def _check_unreduced(losses: Tensor, lam: Tensor, target: Tensor, loss: object) -> None:
+def _check_unreduced(losses: Tensor, mix: Mix, loss: object) -> None:
     """Raise unless the loss returned one value per sample, or per position of ``lam``."""
-    sizes, spatial = tuple(losses.shape), tuple(lam.shape[2:])
-    if sizes[:1] != target.shape[:1] or not (not spatial or spans(spatial, sizes[1:]) or spans(spatial, sizes[2:])):
-        expected = f"one loss per weight of mix.lam, {(target.shape[0], *spatial)}"
+    sizes, batch_size, spatial = tuple(losses.shape), mix.index.shape[0], tuple(mix.lam.shape[2:])
+    if sizes[:1] != (batch_size,) or not (not spatial or spans(spatial, sizes[1:]) or spans(spatial, sizes[2:])):
+        expected = f"one loss per sample or position of mix.lam, {(batch_size, *spatial)}"
         raise ValueError(f"expected {expected}, got {sizes} from {kind_of(loss)}; see docs: Criterion, Reductions")
 
 
 def _interpolate(pair: Sequence[Tensor], lam: Tensor) -> Tensor:
     """The formula, on what belongs to the samples and to their partners; in float32 at least, as torch's own sums."""
-    original, permuted = (value.to(torch.promote_types(value.dtype, torch.float32)) for value in pair)
+    original, permuted = (_wide(value) for value in pair)
+    lam = lam if lam.device == original.device else lam.to(original.device)  # of a target in parts
     return torch.lerp(permuted, original, align(lam, original))
 
 
-def _reduce(losses: Tensor, weights: Tensor | None, reduction: str) -> Tensor:
+def _wide(value: Tensor) -> Tensor:
+    return value if value.dtype == torch.float64 else as_dtype(value, torch.float32)
+
+
+def _reduce(losses: Sequence[Tensor], weights: Sequence[Tensor] | None, lam: Tensor, reduction: str) -> Tensor:
+    """The reduction of the mixed losses; their mean is divided by the mixed ``weights`` where there are any."""
+    if weights is not None and lam.ndim == 0:  # each mean with its own denominator
+        return _interpolate([each.sum() / own.sum() for each, own in zip(losses, weights, strict=True)], lam)
+    mixed = _interpolate(losses, lam)
     if reduction == "mean":
-        return losses.mean() if weights is None else losses.sum() / weights.sum()
+        return mixed.mean() if weights is None else mixed.sum() / _interpolate(weights, lam).sum()
     if reduction in ("sum", "batchmean"):
-        return losses.sum() / (losses.shape[0] if reduction == "batchmean" else 1)
+        return mixed.sum() / (mixed.shape[0] if reduction == "batchmean" else 1)
     if reduction != "none":
         raise ValueError(f"expected reduction to be 'none', 'mean', 'sum' or 'batchmean', got {reduction!r}")
-    return losses
+    return mixed
 
 
-def _weights_of_mean(loss: Any, labels: Labels, lam: Tensor, dtype: torch.dtype) -> Tensor | None:
-    """What a loss divides its mean by, weighted as its losses are; None for the number of its elements."""
-    if loss.reduction != "mean" or (isinstance(loss, INDEX_LOSSES) and is_floating(labels[0])):
-        return None
-    if isinstance(loss, INDEX_LOSSES):
-        return _interpolate(_class_weights(labels, loss.weight, loss.ignore_index, dtype), lam)
-    if getattr(loss, "ignore_index", None) is not None:
-        expected = "a loss whose mean over ignored targets is known"
-        raise ValueError(f"expected {expected}, got {type(loss).__name__}; see docs: Criterion, Reductions")
+def _weights_of_mean(loss: Any, target: Any, index: Tensor, dtype: torch.dtype) -> Sequence[Tensor] | None:
+    """What a loss divides its mean by, for both targets; None for the number of its elements."""
+    if isinstance(loss, INDEX_LOSSES) and isinstance(target, Tensor):
+        return _weights_of(target, index, loss.weight, loss.ignore_index, dtype) if is_class_indices(target) else None
+    if not isinstance(target, Tensor) or getattr(loss, "ignore_index", None) is not None:
+        expected = "reduction 'sum' or 'none' of a loss whose mean may not be over all samples"
+        raise ValueError(f"expected {expected}, got 'mean' of {kind_of(loss)}; see docs: Criterion, Reductions")
     return None
 
 
-def _class_weights(
-    labels: Labels, weight: Tensor | None, ignore_index: int | None, dtype: torch.dtype
+def _weights_of(
+    target: Tensor, index: Tensor, weight: Tensor | None, ignore_index: int | None, dtype: torch.dtype
 ) -> Sequence[Tensor]:
     """The class weights of both targets: 1 where none are given, and 0 where ignored."""
-    indices = [y.long() for y in labels]  # of bytes, -100 would be 156
-    kept = [y != (-100 if ignore_index is None else ignore_index) for y in indices]
-    if weight is None:
-        return [mask.to(dtype) for mask in kept]
-    return [weight[y.where(mask, 0)].where(mask, 0).to(dtype) for y, mask in zip(indices, kept, strict=True)]
+    labels = target.long()  # of bytes, -100 would be 156
+    kept = labels != (-100 if ignore_index is None else ignore_index)
+    own = kept if weight is None else weight[labels.where(kept, 0)].where(kept, 0)
+    own = own.to(dtype)
+    return own, own.index_select(0, index)
+
+
+def _check_options(input: Tensor, target: Tensor, label_smoothing: float, small: bool) -> None:
+    """Raise for what torch would not refuse: of large logits, sizes that gather a part; a loss that is none."""
+    if target.ndim + 1 != input.ndim or not (small or target.shape == input.shape[:1] + input.shape[2:]):
+        expected = f"class indices of shape (B, *) for logits (B, C, *), here {tuple(input.shape)}"
+        raise ValueError(f"expected {expected}, got {target.dtype} {tuple(target.shape)}; see docs: Criterion, Targets")
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"expected label_smoothing in [0, 1], got {label_smoothing}")
 
 
 def _log_softmax(input: Tensor, small: bool) -> tuple[Tensor, torch.dtype]:
     """The log-probabilities, and the dtype of their loss: float32 under autocast, that of ``input`` elsewhere."""
     if input.dtype not in (torch.float16, torch.bfloat16):
         return input.log_softmax(1), input.dtype
-    autocast = not input.is_meta and torch.is_autocast_enabled(input.device.type)  # asked of meta tensors, torch raises
+    autocast = _is_autocast(input)
     # Large ones keep their dtype, or memory grows by two thirds; compiled ones are computed in float32 anyway.
     in_float32 = autocast or (small and not torch.compiler.is_compiling())
     return input.log_softmax(1, dtype=torch.float32 if in_float32 else None), torch.float32 if autocast else input.dtype
 
 
+def _as_class_weights(weight: Tensor, input: Tensor, dtype: torch.dtype) -> Tensor:
+    """Class weights in the ``dtype`` of the log-probabilities; another than the logits' torch takes under autocast."""
+    if weight.dtype != input.dtype and (torch.float64 in (weight.dtype, input.dtype) or not _is_autocast(input)):
+        raise RuntimeError(f"expected class weights in the dtype of the logits, {input.dtype}, got {weight.dtype}")
+    return as_dtype(weight, dtype)
+
+
+def _is_autocast(value: Tensor) -> bool:
+    return not value.is_meta and torch.is_autocast_enabled(value.device.type)  # asked of meta tensors, torch raises
+
+
 def _nll(
-    log_probs: Tensor, labels: Labels, weight: Tensor | None, ignore_index: int, label_smoothing: float, small: bool
-) -> Sequence[Tensor]:
-    """Unreduced losses of both targets, in float32 at least; of large logits by one gather, with one dense gradient.
+    log_probs: Tensor, labels: tuple[Tensor, Tensor], weight: Tensor | None, ignore_index: int, label_smoothing: float,
+    small: bool, reduction: str,
+) -> Sequence[Tensor]:  # fmt: skip
+    """Losses of both targets; of large logits unreduced and by one gather, with one dense gradient.
 
     Smoothing commutes with picking a class, so it is done once: the mean over all classes enters the term of each.
     """
-    dtype = torch.promote_types(log_probs.dtype, torch.float32)
     if small:
         if label_smoothing:
             terms, weight = _weighted(log_probs, weight), None
             log_probs = torch.lerp(terms, terms.mean(1, keepdim=True), label_smoothing)
-        return [F.nll_loss(log_probs, y, weight, None, ignore_index, None, "none").to(dtype) for y in labels]
+        return [F.nll_loss(log_probs, y, weight, None, ignore_index, None, reduction) for y in labels]
     both = torch.stack(labels, 1)
     kept = both != ignore_index
     both = both.where(kept, 0)
-    picked = log_probs.gather(1, both).to(dtype)
+    picked = _wide(log_probs.gather(1, both))
     picked = picked if weight is None else picked * weight[both]
     if label_smoothing:
-        picked = torch.lerp(picked, _weighted(log_probs, weight).mean(1, keepdim=True, dtype=dtype), label_smoothing)
+        uniform = _weighted(log_probs, weight).mean(1, keepdim=True, dtype=picked.dtype)
+        picked = torch.lerp(picked, uniform, label_smoothing)
     return (-picked).where(kept, 0).unbind(1)
 
 

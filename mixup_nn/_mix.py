@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import is_namedtuple_instance, tree_map  # torch.utils has no public one
 
 
 class Mix(NamedTuple):
@@ -26,8 +27,8 @@ class Mix(NamedTuple):
 
     A ``lam`` per position mixes inputs ``(B, C, *spatial)``. Targets per position, ``(B, C, *spatial)`` or
     ``(B, *spatial)`` (with one spatial dimension only integers), take it as it is. Targets per sample, ``(B,)`` or
-    floating ``(B, K)``, take its :attr:`share`. A target of any other shape raises a ValueError; to say that it is per
-    sample, give it ``mix._replace(lam=mix.share)``.
+    floating ``(B, K)``, take its :attr:`share`; so values per frame are ``(B, 1, T)``, not ``(B, T)``. A target of any
+    other shape raises a ValueError; to say that it is per sample, give it ``mix._replace(lam=mix.share)``.
 
     Example:
         >>> import torch
@@ -59,7 +60,7 @@ def share_of(lam: Tensor) -> Tensor:
 
 def input_mix(input: Tensor, mix: Mix) -> Mix:
     """The door of inputs: ``mix``, which fits them, on their device."""
-    lam, index = _checked("input", input, mix)
+    lam, index = _checked("input", input, mix, "Guide, Where")
     if not input.is_floating_point():
         raise TypeError(f"expected a floating-point input, got {input.dtype}; see docs: Guide, Where")
     if lam.ndim > 1 and not spans(lam.shape[2:], input.shape[2:]):
@@ -70,10 +71,24 @@ def input_mix(input: Tensor, mix: Mix) -> Mix:
 
 def target_mix(target: Tensor, mix: Mix) -> Mix:
     """The door of targets: ``mix`` on their device, with its ``lam`` or, for targets per sample, its share."""
-    lam, index = _checked("target", target, mix)
+    lam, index = _checked("target", target, mix, "Criterion, Targets in parts")
     if lam.ndim > 1 and not _is_per_position(target, lam.shape[2:]):
         lam = share_of(lam)  # not mix.share, which Dynamo of torch 2.8 does not trace
     return Mix(lam, index)
+
+
+def with_partners(target: Any, mix: Mix) -> tuple[Mix, tuple[Any, Any]]:
+    """``mix`` for a target, whole or in parts, and the target of the samples and of their partners."""
+    if not is_in_parts(target):
+        mix = target_mix(target, mix)
+        return mix, (target, target.index_select(0, mix.index))
+    partners = tree_map(lambda part: _partners_of_part(part, mix), target, is_leaf=lambda node: not is_in_parts(node))
+    return Mix(share_of(mix.lam), mix.index), (target, partners)
+
+
+def is_in_parts(target: object) -> bool:
+    """Whether a target names its parts. Lists and plain tuples do not: they may hold an entry for each sample."""
+    return isinstance(target, dict) or is_namedtuple_instance(target)
 
 
 def align(lam: Tensor, value: Tensor) -> Tensor:
@@ -101,9 +116,9 @@ def spans(spatial: Sequence[int], sizes: Sequence[int]) -> bool:
     return len(spatial) == len(sizes) and all(a == 1 or a == b for a, b in zip(spatial, sizes, strict=True))
 
 
-def is_floating(target: object) -> bool:
-    """Whether a target is a tensor of values and not of class indices."""
-    return isinstance(target, Tensor) and target.is_floating_point()
+def is_class_indices(target: object) -> bool:
+    """Whether a target is a tensor of class indices and not of values."""
+    return isinstance(target, Tensor) and not target.is_floating_point()
 
 
 def kind_of(value: object) -> str:
@@ -122,32 +137,44 @@ def _is_per_position(target: Tensor, spatial: Sequence[int]) -> bool:
     return False
 
 
-def _checked(name: str, value: Tensor, mix: Mix) -> Mix:
+def _partners_of_part(part: Tensor, mix: Mix) -> Tensor:
+    lam, index = target_mix(part, mix)
+    if lam.ndim > 1:
+        got = f"{part.dtype} {tuple(part.shape)} under a lam per position"
+        raise ValueError(f"expected each part of a target per sample, got {got}; see docs: Criterion, Targets in parts")
+    return part.index_select(0, index)
+
+
+def _checked(name: str, value: Tensor, mix: Mix, page: str) -> Mix:
     """``mix``, consistent in itself, of the batch size of ``value`` and on its device."""
     if not isinstance(value, Tensor):
-        raise TypeError(f"expected {name} to be a tensor, got {kind_of(value)}; see docs: Recipes, Targets of any kind")
+        raise TypeError(f"expected {name} to be a tensor, got {kind_of(value)}; see docs: {page}")
     if not isinstance(mix, Mix):
-        raise TypeError(f"expected mix to be a Mix, got {kind_of(mix)}; see docs: Criterion, Which mix is used")
+        page = "Criterion, Which mix is used" if mix is None else "Programs, Losses of more than two arguments"
+        raise TypeError(f"expected mix to be a Mix, got {kind_of(mix)}; see docs: {page}")
     lam, index = mix
     _check_parts(lam, index)
     if value.ndim == 0 or value.shape[0] != index.shape[0]:
         expected = f"{name} to have the batch size of the mix first, {index.shape[0]}"
-        raise ValueError(f"expected {expected}, got shape {tuple(value.shape)}; see docs: Criterion, Which mix is used")
-    device = value.device
-    return mix if lam.device == device == index.device else Mix(lam.to(device), index.to(device))
+        raise ValueError(f"expected {expected}, got shape {tuple(value.shape)}; see docs: Programs, Another batch size")
+    return mix if lam.device == value.device == index.device else Mix(lam.to(value.device), index.to(value.device))
 
 
 def _check_parts(lam: Any, index: Any) -> None:
     """Raise unless both are tensors of the dtypes and shapes of a :class:`Mix`."""
     tensors = isinstance(lam, Tensor) and isinstance(index, Tensor)
     kinds = tensors and lam.is_floating_point() and index.dtype == torch.int64
-    if kinds and index.ndim == 1 and (lam.ndim == 0 or lam.shape == index.shape or _is_map(lam, index.shape[0])):
+    if kinds and index.ndim == 1 and is_lam(lam, index.shape[0]):
         return
     got = [f"{part.dtype} {tuple(part.shape)}" if isinstance(part, Tensor) else kind_of(part) for part in (lam, index)]
     expected = "mix.lam floating, (), (B,) or (1 or B, 1, *spatial), and mix.index int64, (B,)"
     raise (ValueError if kinds else TypeError)(f"expected {expected}, got {got[0]} and {got[1]}")
 
 
-def _is_map(lam: Tensor, batch_size: int) -> bool:
-    """Whether ``lam`` has a weight per position, for all samples or for each."""
+def is_lam(lam: object, batch_size: int) -> bool:
+    """Whether ``lam`` is a weight per batch, per sample or per position."""
+    if not isinstance(lam, Tensor) or not lam.is_floating_point():
+        return False
+    if lam.ndim < 2:
+        return lam.ndim == 0 or lam.shape[0] == batch_size
     return lam.ndim > 2 and lam.shape[1] == 1 and lam.shape[0] in (1, batch_size)

@@ -1,15 +1,13 @@
 """The mixers: modules that draw a mix and apply it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, MutableSequence, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from . import sampling
-from ._mix import Mix, kind_of
+from ._mix import Mix, is_lam, kind_of
 from .functional import mix_inputs
-
-Weights = Sequence[float]
 
 
 class Mixer(nn.Module):
@@ -89,11 +87,14 @@ class Mixer(nn.Module):
         return sampling.cycle(input.shape[0], input.device)
 
     def sample(self, input: Tensor) -> Mix:
-        """Draw a mix for ``input``, in eval mode too. What overrides it answers for ``p`` itself."""
+        """Draw a mix for ``input``, in eval mode too. An override must apply ``p`` itself."""
         return Mix(self._gated_lam(input, self.p), self.sample_index(input))
 
     def _gated_lam(self, input: Tensor, p: float) -> Tensor:
-        return sampling.gate(self.sample_lam(input), p)
+        lam = self.sample_lam(input)
+        if not is_lam(lam, input.shape[0]):
+            mix_inputs(input, Mix(lam, self.sample_index(input)))  # refused there, before it is broadcast here
+        return sampling.gate(lam, p)
 
     def forward(self, input: Tensor, mix: Mix | None = None) -> Tensor:
         """Return the mixed batch. A given ``mix`` is applied in training and eval mode alike."""
@@ -101,7 +102,7 @@ class Mixer(nn.Module):
             return input if mix is None else mix_inputs(input, mix)
         if "_is_replica" in self.__dict__:  # made by nn.DataParallel: the criterion would follow an earlier draw
             raise RuntimeError("expected no replicas in training, got nn.DataParallel; use DistributedDataParallel")
-        mix = self.sample(input) if mix is None else mix
+        mix = self.sample(input) if mix is None and isinstance(input, Tensor) else mix
         mixed = mix_inputs(input, mix)
         object.__setattr__(self, "_last_mix", mix)  # what nn.Module does takes as long as an operation
         return mixed
@@ -243,10 +244,10 @@ class RandomChoice(Mixer):
     ``torch.compile``. There is no ``alpha``: set that of the mixers.
 
     Args:
-        mixers: the mixers to choose from, at least one. Each keeps its own ``p`` and ``per_sample``; one that is in
-            eval mode while the choice trains leaves unmixed what chooses it.
+        mixers: the mixers to choose from, at least one. Each keeps its own ``p`` and ``per_sample``; a mixer in eval
+            mode mixes nothing.
         weights: relative weight of each mixer, numbers >= 0 as in ``random.choices``; equal if not given.
-        p: probability of mixing at all, decided as often as is chosen.
+        p: probability of mixing at all, decided once for each choice.
         per_sample: choose for each sample instead of once per batch. A mixer without ``per_sample`` of its own still
             draws one ``lam`` for all samples that choose it.
 
@@ -259,7 +260,7 @@ class RandomChoice(Mixer):
     Raises:
         TypeError: ``mixers`` is not a list, or one of them is not a :class:`Mixer` or has a ``sample``,
             ``sample_index`` or ``forward`` of its own, which a choice would never call.
-        ValueError: ``weights`` of another length, with a negative number, or without a positive one.
+        ValueError: on call, ``weights`` of another length, with a negative number, or without a positive one.
 
     Example:
         >>> import torch
@@ -269,40 +270,28 @@ class RandomChoice(Mixer):
         torch.Size([4, 3, 8, 8])
     """
 
+    mixers: MutableSequence[Mixer]
+
     def __init__(
-        self, mixers: Iterable[Mixer], weights: Weights | None = None, *, p: float = 1.0, per_sample: bool = False
-    ) -> None:
+        self, mixers: Iterable[Mixer], weights: Sequence[float] | None = None, *, p: float = 1.0,
+        per_sample: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__(p=p)
         if not isinstance(mixers, Iterable):
-            raise TypeError(
-                f"expected a list of mixers, got {kind_of(mixers)}; as in RandomChoice([MixUp(), CutMix()])"
-            )
-        self.mixers = nn.ModuleList(_checked_entry(mixer) for mixer in mixers)
+            raise TypeError(f"expected a list of mixers, as [MixUp(), CutMix()], got {kind_of(mixers)}")
+        self.mixers = nn.ModuleList(_checked_entry(mixer) for mixer in mixers)  # type: ignore[assignment]
         self.weights = weights
         self.per_sample = per_sample
 
     alpha = property()  # or a schedule would set it in vain: the mixers have one each
 
-    @property
-    def weights(self) -> tuple[float, ...]:
-        """The relative weight of each mixer. May be set at any time; None stands for equal weights."""
-        return (1.0,) * len(self.mixers) if self._weights is None else self._weights
-
-    @weights.setter
-    def weights(self, weights: Weights | None) -> None:
-        self._weights = None if weights is None else self._checked_weights(weights)
-
-    def _checked_weights(self, weights: Weights) -> tuple[float, ...]:
-        numbers = tuple(float(weight) for weight in weights)
-        if len(numbers) != len(self.mixers) or min(numbers) < 0 or not 0 < sum(numbers) < float("inf"):
-            expected = f"{len(self.mixers)} numbers >= 0, one for each mixer and not all of them 0"
-            raise ValueError(f"expected weights to be {expected}, got {numbers}")
-        return numbers
-
     def sample_lam(self, input: Tensor) -> Tensor:
         """Draw the ``lam`` of every mixer, and pick one of them; one in eval mode leaves unmixed what chooses it."""
         mixers = [_checked_entry(mixer) for mixer in self.mixers]
-        weights = self._checked_weights(self.weights)  # there may be more mixers now
+        weights = [float(weight) for weight in ([1] * len(mixers) if self.weights is None else self.weights)]
+        if len(weights) != len(mixers) or min(weights) < 0 or not 0 < sum(weights) < float("inf"):
+            expected = f"{len(mixers)} numbers >= 0, one for each mixer and not all of them 0"
+            raise ValueError(f"expected weights to be {expected}, got {weights}")
         lams = [mixer._gated_lam(input, mixer.p if mixer.training or not self.training else 0.0) for mixer in mixers]
         return sampling.choose(lams, weights, input.shape[0] if self.per_sample else None)
 

@@ -17,10 +17,11 @@ def mix_inputs(input: Tensor, mix: Mix) -> Tensor:
     .. math::
         \tilde x_i = \lambda_i x_i + (1 - \lambda_i)\, x_{\text{index}_i}
 
-    Every mixed value lies between its two sources, rounding included. ``lam`` is rounded to the dtype of ``input``
-    and the sum once more, so a value is off by at most ``torch.finfo(dtype).eps`` times the larger source. Infinity
-    and NaN spread to the sample mixed with theirs, also where ``lam`` is 0 or 1, and so do sources farther apart
-    than the largest number of their dtype (3.4e38 for bfloat16 and float32; float16 is computed in float32).
+    Every mixed value lies between its two sources, rounding included. In eager mode ``lam`` is rounded to the dtype of
+    ``input`` and the sum once more, so a value is off by at most ``torch.finfo(dtype).eps`` times the larger source;
+    compiled code rounds once. Infinity and NaN spread to the sample mixed with theirs, also where ``lam`` is 0 or 1,
+    and so do sources farther apart than the largest number of their dtype (3.4e38 for bfloat16 and float32; float16 is
+    computed in float32).
 
     Args:
         input: float16, bfloat16, float32 or float64, shape ``(B, *)``; never modified. ``(B, C, *spatial)`` for a
@@ -62,7 +63,7 @@ def mix_targets(target: Tensor, mix: Mix, num_classes: int | None = None) -> Ten
         target: dense floating targets of shape ``(B, *)``, or class indices of shape ``(B, *)`` and an integer dtype,
             which become one-hot probabilities of shape ``(B, C, *)`` first.
         mix: the draw that mixed the inputs.
-        num_classes: ``C``; needed for class indices, without effect on dense targets.
+        num_classes: ``C``, two or more; needed for class indices, without effect on dense targets.
 
     Returns:
         Dense targets. Floating ones keep their shape and dtype; class indices give ``(B, C, *)`` in the dtype of
@@ -71,9 +72,9 @@ def mix_targets(target: Tensor, mix: Mix, num_classes: int | None = None) -> Ten
         its denominator.
 
     Raises:
-        TypeError: ``target`` is not a tensor, is bool, or holds class indices without ``num_classes``; ``mix`` is not a
-            :class:`~mixup_nn.Mix`.
-        ValueError: a shape that does not fit the mix.
+        TypeError: ``target`` is not a tensor (parts are mixed one by one), is bool or complex, or holds class indices
+            without ``num_classes``; ``mix`` is not a :class:`~mixup_nn.Mix`.
+        ValueError: a shape that does not fit the mix; fewer than two classes.
         RuntimeError: a class index that is not below ``num_classes``, raised by torch.
 
     Example:
@@ -92,9 +93,10 @@ def mix_targets(target: Tensor, mix: Mix, num_classes: int | None = None) -> Ten
 
 def one_hot(target: Tensor, num_classes: int | None, dtype: torch.dtype) -> Tensor:
     """Class indices ``(B, *)`` as probabilities ``(B, C, *)``; a negative index is a row of zeros."""
-    if target.dtype == torch.bool or num_classes is None:
-        expected = "floating targets, or integer class indices with num_classes"
-        raise TypeError(f"expected {expected}, got {target.dtype} with {num_classes}; see docs: Criterion, Targets")
+    if num_classes is None or num_classes < 2 or target.dtype == torch.bool or target.is_complex():
+        expected = "floating targets, or integer class indices with num_classes of two or more"
+        error = TypeError if num_classes is None or num_classes > 1 else ValueError
+        raise error(f"expected {expected}, got {target.dtype} with {num_classes}; see docs: Criterion, Targets")
     index = rearrange(target.long(), "b ... -> b 1 ...")
     zeros = torch.zeros((*target.shape[:1], num_classes, *target.shape[1:]), dtype=dtype, device=target.device)
     return zeros.scatter(1, index.clamp(min=0), (index >= 0).to(dtype))
@@ -148,15 +150,18 @@ def _mixed(value: Tensor, lam: Tensor, index: Tensor) -> Tensor:
     if value.ndim > 2 and value.stride(1) == 1 and value.stride(-1) == value.shape[1]:
         moved = value.movedim(1, -1)
         if moved.is_contiguous():
-            return moved.index_select(0, index).lerp_(moved, _channels_last(lam, value)).movedim(-1, 1)
+            return _lerp_channels_last(moved, lam, index).movedim(-1, 1)
     partners = value.index_select(0, index) if value.is_contiguous() else value[index]
     return partners.lerp_(value, lam)
 
 
-def _channels_last(lam: Tensor, value: Tensor) -> Tensor:
-    """``lam`` with its channel last, for a batch that lies in memory so."""
+def _lerp_channels_last(moved: Tensor, lam: Tensor, index: Tensor) -> Tensor:
     if lam.ndim < 2:
-        return lam
-    if lam.shape[0] == 1:  # the CPU is slow to broadcast along channels that lie side by side
-        lam = lam.expand(1, value.shape[1], *value.shape[2:])
-    return lam.movedim(1, -1).contiguous()
+        return moved.index_select(0, index).lerp_(moved, lam)
+    as_rows = torch.compiler.is_compiling() and moved.element_size() == 2
+    if lam.shape[0] == 1 or as_rows:  # the CPU is slow to broadcast along channels that lie side by side
+        lam = lam.expand(lam.shape[0], moved.shape[-1], *moved.shape[1:-1])
+    lam, rows = lam.movedim(1, -1).contiguous(), moved
+    if as_rows:  # of halves: the loop of Inductor on a CPU would be the channels, three for images
+        lam, rows = lam.flatten(1), moved.flatten(1)
+    return rows.index_select(0, index).lerp_(rows, lam).view_as(moved)

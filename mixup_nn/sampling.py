@@ -193,10 +193,10 @@ def choose(lams: Sequence[Tensor], weights: Sequence[float], batch_size: int | N
 def cycle(batch_size: int, device: Device = None, generator: Generator = None) -> Tensor:
     """A uniformly random cyclic permutation: the samples in random order, the partner of each is the next."""
     if torch.compiler.is_compiling():
-        # An index by randperm crashes Inductor of torch 2.13 (pytorch#183988), and roll cannot take the unbacked batch
-        # size of a selection such as x[mask].
+        # An index by randperm crashes Inductor of torch 2.13 (pytorch#183988), roll cannot take the unbacked batch size
+        # of a selection such as x[mask], and slices ask whether it is 2: a graph more, or no export for it.
         order = _uniform((batch_size,), device, generator).argsort()
-        following = torch.cat((order[1:], order[:1]))
+        following = order.index_select(0, torch.arange(1, batch_size + 1, device=order.device) % batch_size)
     else:
         order = torch.randperm(batch_size, device=device, generator=generator)
         following = order.roll(-1)

@@ -1,4 +1,4 @@
-"""Every recipe of docs/recipes.md, taken from the page, against the formula of its paper in loops and in float64."""
+"""Every recipe of docs/recipes.md against the formula of its paper in loops and in float64, and docs/criterion.md."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import cmath
 import copy
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+import re
+import sys
+import types
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -20,7 +23,8 @@ from mixup_nn.sampling import sample_beta
 
 from .cases import MIXERS, applied
 from .reference import mixed, one_hot, pairs, positions, share
-from .test_package import run_blocks
+from .strategies import KINDS
+from .test_package import FENCE, ROOT
 
 Page = dict[str, Any]
 Draw = Callable[[Page, Tensor], tuple[Tensor, Mix]]  # the mixed batch, and the mix for its targets
@@ -28,10 +32,39 @@ PARTNERS = torch.tensor([3, 0, 1, 5, 2, 4])
 seeds = pytest.mark.parametrize("seed", range(3))
 
 
-def recipe(*blocks: str, seed: int = 0) -> Page:
-    """The names that the first block of the page and those with these strings define."""
+def recipe(*blocks: str, seed: int = 0, of: str = "recipes", **names: Any) -> Page:
+    """What the first block of a page defines, changed by ``names``, and then those with these strings."""
     torch.manual_seed(seed)
-    return run_blocks("docs/recipes.md", "import torch\n", *blocks)
+    first, *others = FENCE.findall((ROOT / "docs" / f"{of}.md").read_text())
+    module = types.ModuleType(f"{of}_{len(sys.modules)}")
+    sys.modules[module.__name__] = module  # where Dynamo looks for it
+    page = vars(module)
+    exec(first, page)
+    page.update(names)
+    found = [block for block in others if any(each in block for each in blocks)]
+    assert len(found) == len(blocks)
+    for block in found:
+        exec(block, page)
+    return page
+
+
+DEFINES = (
+    "class FMix", "class GridMix", "class SmoothMix", "class SaliencyMix", "class MixStyle",
+    "def resizemix(", "def classmix(", "def close_partners", "def moex(", "def partners(",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def page() -> Page:
+    return recipe(*DEFINES)
+
+
+def seeded(seed: int, draw: Callable[..., Any], *args: Any) -> Any:
+    """What is drawn from a seed, which stands again afterwards."""
+    torch.manual_seed(seed)
+    drawn = draw(*args)
+    torch.manual_seed(seed)
+    return drawn
 
 
 def close(actual: Tensor, expected: Tensor | float) -> None:
@@ -41,6 +74,10 @@ def close(actual: Tensor, expected: Tensor | float) -> None:
 
 def exact(net: nn.Module) -> nn.Module:
     return copy.deepcopy(net).double()
+
+
+def gradients(loss: Tensor, leaves: Iterable[Tensor]) -> Tensor:
+    return torch.cat([gradient.flatten() for gradient in torch.autograd.grad(loss, list(leaves))])
 
 
 def nll(logits: Tensor, label: Tensor | int) -> Tensor:
@@ -53,6 +90,11 @@ def mean_nll(logits: Tensor, y: Tensor, mix: Mix, own: Sequence[Any] = (), partn
     rest = partner or [1 - weight for weight in own]
     losses = [own[i] * nll(logits[i], y[i]) + rest[i] * nll(logits[i], y[j]) for i, j in enumerate(mix.index.tolist())]
     return torch.stack(losses).mean()
+
+
+def loss_of(page: Page, mix: Mix, own: Sequence[Any] = (), partner: Sequence[Any] = ()) -> Tensor:
+    """That of the network of the page on its mixed batch, and on its labels with these weights."""
+    return mean_nll(exact(page["net"])(mixed(page["x"], mix)), page["y"], mix, own, partner)
 
 
 def terms(mix: Mix) -> Iterator[tuple[int, int, Tensor]]:
@@ -74,12 +116,9 @@ IMAGES = images(8, 12)
 
 @seeds
 @pytest.mark.parametrize("sizes", ((6, 9), (7, 4)))
-def test_fmix_keeps_the_brightest_part_of_an_image_of_low_frequencies(seed: int, sizes: tuple[int, int]) -> None:
-    page, (height, width) = recipe("class FMix"), sizes
-    torch.manual_seed(seed)
-    lam = page["FMix"]().sample_lam(images(*sizes))
-
-    torch.manual_seed(seed)
+def test_fmix_keeps_the_brightest_part_of_a_random_image(seed: int, sizes: tuple[int, int], page: Page) -> None:
+    height, width = sizes
+    lam = seeded(seed, page["FMix"]().sample_lam, images(*sizes))
     real, imaginary = torch.randn(2, height, width // 2 + 1).double().tolist()
     kept = math.ceil(float(sample_beta(1.0)) * height * width)
     brightness = {}
@@ -92,54 +131,38 @@ def test_fmix_keeps_the_brightest_part_of_an_image_of_low_frequencies(seed: int,
             twice = 1 if v == 0 or 2 * v == width else 2  # the other half of the spectrum is its mirror image
             brightness[row, column] += twice * (complex(real[u][v], imaginary[u][v]) / decay * wave).real
     brightest = sorted(brightness, key=lambda place: -brightness[place])[:kept]
-    expected = torch.zeros(1, 1, *sizes)
-    for row, column in brightest:
-        expected[0, 0, row, column] = 1
-    assert torch.equal(lam, expected)
+    for row, column in brightness:
+        assert float(lam[0, 0, row, column]) == ((row, column) in brightest)
 
 
 @seeds
 @pytest.mark.parametrize("sizes", ((8, 12), (9, 6)))
-def test_gridmix_gives_a_box_of_each_cell_to_the_partner(seed: int, sizes: tuple[int, int]) -> None:
-    page = recipe("class GridMix")
-    torch.manual_seed(seed)
-    lam = page["GridMix"]().sample_lam(images(*sizes))
-    torch.manual_seed(seed)
+def test_gridmix_gives_a_box_of_each_cell_to_the_partner(seed: int, sizes: tuple[int, int], page: Page) -> None:
+    lam = seeded(seed, page["GridMix"]().sample_lam, images(*sizes))
     side = math.sqrt(1 - float(sample_beta(1.0)))  # of the box, where that of a cell is 1
-
-    expected = torch.ones(1, 1, *sizes)
     for pixel in positions(torch.Size(sizes)):
         places = [(where + 0.5) / (size / 4) for where, size in zip(pixel, sizes, strict=True)]
-        if all(place - math.floor(place) < side for place in places):
-            expected[0, 0, pixel[0], pixel[1]] = 0
-    assert torch.equal(lam, expected)
+        inside = all(place - math.floor(place) < side for place in places)
+        assert float(lam[0, 0, pixel[0], pixel[1]]) == (not inside)
 
 
 @seeds
-def test_smoothmix_is_a_gaussian_bump(seed: int) -> None:
-    page, (height, width) = recipe("class SmoothMix"), (6, 9)
-    torch.manual_seed(seed)
-    lam = page["SmoothMix"]().sample_lam(images(height, width))
-    torch.manual_seed(seed)
+def test_smoothmix_is_a_gaussian_bump(seed: int, page: Page) -> None:
+    height, width = 6, 9
+    lam = seeded(seed, page["SmoothMix"]().sample_lam, images(height, width))
     row, column, wide = torch.rand(3).tolist()
-
-    deviation = 0.25 + wide / 4
     for i, j in positions(lam.shape[2:]):
         squared = ((i + 0.5) / height - row) ** 2 + ((j + 0.5) / width - column) ** 2
-        close(lam[0, 0, i, j], math.exp(-squared / (2 * deviation**2)))
+        close(lam[0, 0, i, j], math.exp(-squared / (2 * (0.25 + wide / 4) ** 2)))
 
 
 @seeds
-def test_saliencymix_centres_the_box_on_the_peak_of_the_partner(seed: int) -> None:
-    page, (height, width) = recipe("class SaliencyMix"), (6, 9)
-    input = images(height, width)
+def test_saliencymix_centres_the_box_on_the_peak_of_the_partner(seed: int, page: Page) -> None:
+    input, width, height = images(6, 9), 9, 6
     for per_sample in (False, True):
-        torch.manual_seed(seed)
-        mix = page["SaliencyMix"](1.0, per_sample=per_sample).sample(input)
-        torch.manual_seed(seed)
+        mix = seeded(seed, page["SaliencyMix"](1.0, per_sample=per_sample).sample, input)
         drawn = MixUp(1.0, per_sample=per_sample).sample(input)
         assert torch.equal(mix.index, drawn.index)
-
         for i, partner in enumerate(drawn.index.tolist()):
             side = math.sqrt(1 - float(drawn.lam[i] if per_sample else drawn.lam))
             contrast = (input[partner] - input[partner].mean((1, 2), keepdim=True)).abs().sum(0)
@@ -150,15 +173,11 @@ def test_saliencymix_centres_the_box_on_the_peak_of_the_partner(seed: int) -> No
 
 
 @seeds
-def test_classmix_pastes_half_of_the_classes_of_the_partner(seed: int) -> None:
-    page = recipe("def classmix(")
+def test_classmix_pastes_half_of_the_classes_of_the_partner(seed: int, page: Page) -> None:
     K, index = page["K"], PARTNERS
     maps = torch.randint(K, (6, 2, 3), generator=torch.Generator().manual_seed(seed))
-    torch.manual_seed(seed)
-    mix = page["classmix"](maps, index)
-    torch.manual_seed(seed)
+    mix = seeded(seed, page["classmix"], maps, index)
     scores = torch.rand(6, K)
-
     assert torch.equal(mix.index, index)
     for i, partner in enumerate(index.tolist()):
         present = sorted(set(maps[partner].flatten().tolist()), key=lambda k: -float(scores[partner, k]))
@@ -176,12 +195,9 @@ def test_classmix_trains_each_pixel_on_its_label() -> None:
 
 
 @seeds
-def test_resizemix_pastes_the_whole_partner_made_small(seed: int) -> None:
-    page, (height, width) = recipe("def resizemix("), (6, 9)
-    input = images(height, width)
-    torch.manual_seed(seed)
-    output, mix = page["resizemix"](input, PARTNERS)
-    torch.manual_seed(seed)
+def test_resizemix_pastes_the_whole_partner_made_small(seed: int, page: Page) -> None:
+    input, (height, width) = images(6, 9), (6, 9)
+    output, mix = seeded(seed, page["resizemix"], input, PARTNERS)
     scale = float(torch.empty(()).uniform_(0.1, 0.8))
     across, down = ((2 * torch.rand(2).double() - 1) * (1 - scale)).tolist()
 
@@ -189,11 +205,9 @@ def test_resizemix_pastes_the_whole_partner_made_small(seed: int) -> None:
     expected, lam = input.double(), torch.ones(1, 1, height, width)
     for row, column in positions(input.shape[2:]):
         place = [((2 * row + 1) / height - 1 - down) / scale, ((2 * column + 1) / width - 1 - across) / scale]
-        if max(map(abs, place)) > 1:
-            continue
-        lam[0, 0, row, column] = 0
-        for i, j in enumerate(PARTNERS.tolist()):
-            expected[i, :, row, column] = bilinear(input[j], place)
+        if max(map(abs, place)) <= 1:
+            lam[0, 0, row, column] = 0
+            expected[:, :, row, column] = torch.stack([bilinear(input[j], place) for j in PARTNERS])
     assert torch.equal(mix.lam, lam)
     torch.testing.assert_close(output.double(), expected, rtol=0, atol=1e-5)
 
@@ -214,19 +228,16 @@ def bilinear(image: Tensor, place: list[float]) -> Tensor:
 def test_resizemix_is_a_mixer_that_weighs_labels_by_the_box() -> None:
     page = recipe("def resizemix(")
     mixer, x = page["mixer"], page["x"]
-    torch.manual_seed(1)
-    output = mixer(x)
-    mix = applied(mixer)
-    torch.manual_seed(1)
+    output = seeded(1, mixer, x)
     assert torch.equal(output, page["resizemix"](x, mixer.sample_index(x))[0])
-    expected = mean_nll(exact(page["net"])(output.double()), page["y"], mix)
+    expected = mean_nll(exact(page["net"])(output.double()), page["y"], applied(mixer))
     close(page["criterion"](page["net"](output), page["y"]), expected)
     assert mixer.eval()(x) is x
 
 
 @pytest.mark.parametrize("spatial_dims", (2, 3))
 def test_a_video_keeps_or_takes_whole_frames_alike(spatial_dims: int) -> None:
-    page = recipe("clips =")
+    page = recipe("clips, box")
     clips = page["clips"]
     assert page["box"].spatial_dims == 2
     for clip in (clips, clips.transpose(1, 2)):
@@ -235,83 +246,67 @@ def test_a_video_keeps_or_takes_whole_frames_alike(spatial_dims: int) -> None:
         lam, index = applied(box)
         assert lam.shape == (1, 1, 1 if spatial_dims == 2 else clip.shape[2], 8, 8)
         assert 0 < lam.mean() < 1
-        for i, j in enumerate(index.tolist()):
-            for a, b in itertools.product(range(clip.shape[1]), range(clip.shape[2])):
-                frame = lam[0, 0, 0 if spatial_dims == 2 else b]
-                assert torch.equal(output[i, a, b], clip[i, a, b].where(frame == 1, clip[j, a, b]))
+        assert torch.equal(output, clip.where(lam == 1, clip[index]))
 
 
 @seeds
 def test_labels_of_frames_take_the_share_of_their_frame(seed: int) -> None:
-    page = recipe("clips =", "of_frames =", seed=seed)
-    mix, labels, losses = page["mix"], page["frame_labels"], []
-    for t in range(labels.shape[1]):
-        frame = mix._replace(lam=mix.lam[:, :, t])
-        losses.append(mean_nll(page["output"][:, :, t], labels[:, t], frame))
+    page = recipe("clips, box", "of_frames =", seed=seed)
+    mix, frames = page["mix"], zip(page["output"].unbind(2), page["frame_labels"].unbind(1), strict=True)
+    losses = [mean_nll(*frame, mix._replace(lam=mix.lam[:, :, t])) for t, frame in enumerate(frames)]
     close(page["loss"], torch.stack(losses).mean())
 
 
 # Partners
 
 
-class Spied:
-    """Stands for torch.multinomial, and keeps the weights that it is called with."""
+@pytest.fixture
+def weights(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """Those that torch.multinomial was called with."""
+    draw, seen = torch.multinomial, list[Tensor]()
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.draw, self.weights = torch.multinomial, torch.empty(0)
-        monkeypatch.setattr(torch, "multinomial", self)
+    def spy(weights: Tensor, number: int) -> Tensor:
+        seen.append(weights)
+        return draw(weights, number)
 
-    def __call__(self, weights: Tensor, number: int) -> Tensor:
-        self.weights = weights
-        return self.draw(weights, number)
+    monkeypatch.setattr(torch, "multinomial", spy)
+    return seen
 
 
 @seeds
-def test_c_mixup_draws_partners_by_a_gaussian_kernel_of_label_distances(
-    seed: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    spied = Spied(monkeypatch)
+def test_c_mixup_draws_partners_by_a_gaussian_kernel_of_label_distances(seed: int, weights: list[Tensor]) -> None:
     page = recipe("def close_partners", seed=seed)
-    values, mix, weights = page["values"], page["mix"], spied.weights.double()
-    for i, j in positions(weights.shape):
+    values, mix, of_page = page["values"], page["mix"], weights[0].double()
+    for i, j in positions(of_page.shape):
         kernel = [math.exp(-float((values[i, 0] - values[k, 0]) ** 2) / (2 * 0.5**2)) for k in range(page["B"])]
-        close(weights[i, j] / weights[i].sum(), kernel[j] / sum(kernel))
-    wide = torch.tensor([[0.0, 0.0], [3.0, 4.0]])  # the distance of vectors is 5
-    page["close_partners"](wide, 5.0)
-    close(spied.weights, torch.tensor([[1, math.exp(-0.5)], [math.exp(-0.5), 1]]))
+        close(of_page[i, j] / of_page[i].sum(), kernel[j] / sum(kernel))
+    page["close_partners"](torch.zeros(1, 2), torch.tensor([[0.0, 0.0], [3.0, 4.0]]), 5.0)  # the distance is 5
+    close(weights[1], torch.tensor([[1, math.exp(-0.5)]]))
 
     output = exact(page["regress"])(mixed(page["x"], mix))
     errors = [(output[i] - own * values[i].double() - (1 - own) * values[j].double()) ** 2 for i, j, own in pairs(mix)]
     close(page["loss"], torch.stack(errors).mean())
 
 
-def test_lisa_mixes_domains_of_a_class_or_classes_of_a_domain(monkeypatch: pytest.MonkeyPatch) -> None:
-    spied, ways = Spied(monkeypatch), set()
+def test_lisa_mixes_domains_of_a_class_or_classes_of_a_domain(weights: list[Tensor]) -> None:
+    ways = set()
     for seed in range(6):
         page = recipe("def partners(", seed=seed)
-        B, y, domain, by_class = page["B"], page["y"].tolist(), page["domain"].tolist(), bool(page["by_class"])
+        by_class = bool(page["by_class"])
         ways.add(by_class)
-        for i in range(B):
-            if by_class:
-                others = [k for k in range(B) if y[k] == y[i] and domain[k] != domain[i]]
-            else:
-                others = [k for k in range(B) if domain[k] == domain[i] and y[k] != y[i]]
-            assert spied.weights[i].nonzero().flatten().tolist() == (others or [i])
-            assert int(page["mix"].index[i]) in (others or [i])
-        assert set(spied.weights.flatten().tolist()) == {0, 1}
-
-        output = exact(page["net"])(mixed(page["x"], page["mix"]))
-        close(page["loss"], mean_nll(output, page["y"], page["mix"]))
+        same, other = (page["y"], page["domain"])[:: 1 if by_class else -1]
+        for i, partner in enumerate(page["mix"].index.tolist()):
+            others = [k for k in range(page["B"]) if same[k] == same[i] and other[k] != other[i]]
+            assert weights[-1][i].nonzero().flatten().tolist() == (others or [i])
+            assert partner in (others or [i])
+        assert set(weights[-1].flatten().tolist()) == {0, 1}
+        close(page["loss"], loss_of(page, page["mix"]))
     assert ways == {True, False}
 
 
 def test_balanced_mixup_mixes_two_batches_sample_by_sample(monkeypatch: pytest.MonkeyPatch) -> None:
-    rand = torch.rand
-
-    def known(*shape: Any, **options: Any) -> Tensor:
-        return torch.tensor(0.9) if shape == ((),) else rand(*shape, **options)
-
-    monkeypatch.setattr(torch, "rand", known)
+    rand, number = torch.rand, torch.tensor(0.9)
+    monkeypatch.setattr(torch, "rand", lambda *shape, **options: rand(*shape, **options) if shape[0] else number)
     page = recipe("lam = 1 - torch.rand")
     x, other, y, other_y = (page[name] for name in ("x", "other", "y", "other_y"))
     weight = 0.9**5  # of the other batch: the distribution function of Beta(0.2, 1) is t ** 0.2
@@ -329,15 +324,11 @@ def test_balanced_mixup_mixes_two_batches_sample_by_sample(monkeypatch: pytest.M
 @seeds
 def test_transmix_weighs_labels_by_the_attention_that_their_patches_get(seed: int) -> None:
     page = recipe("attention = torch.rand", seed=seed)
-    mix, attention = page["mix"], page["attention"].double()
-    lam = []
-    for i in range(page["B"]):
-        kept = 0.0
-        for row, column in positions(torch.Size((4, 4))):
-            kept += float(attention[i, 4 * row + column] * mix.lam[0, 0, 2 * row, 2 * column])
-        lam.append(kept / float(attention[i].sum()))
-    output = exact(page["net"])(mixed(page["x"], mix))
-    close(page["loss"], mean_nll(output, page["y"], mix, lam))
+    mix, lam = page["mix"], []
+    for attention in page["attention"].double():
+        kept = [attention[4 * i + j] * mix.lam[0, 0, 2 * i, 2 * j] for i, j in positions((4, 4))]
+        lam.append(torch.stack(kept).sum() / attention.sum())
+    close(page["loss"], loss_of(page, mix, lam))
 
 
 def test_remix_gives_the_label_of_the_rare_class_unless_the_frequent_one_dominates() -> None:
@@ -347,16 +338,10 @@ def test_remix_gives_the_label_of_the_rare_class_unless_the_frequent_one_dominat
         y, counts, mix = page["y"], page["counts"].tolist(), page["mix"]
         drawn, lam = float(mix.lam), []
         for i, j in enumerate(mix.index.tolist()):
-            own, partner = counts[y[i]], counts[y[j]]
-            if own / partner >= 3 and drawn < 0.5:
-                lam.append(0.0)
-            elif own / partner <= 1 / 3 and 1 - drawn < 0.5:
-                lam.append(1.0)
-            else:
-                lam.append(drawn)
+            ratio = counts[y[i]] / counts[y[j]]
+            lam.append(1.0 if ratio <= 1 / 3 and 1 - drawn < 0.5 else 0.0 if ratio >= 3 and drawn < 0.5 else drawn)
         seen |= {"own" if value == 1 else "partner" if value == 0 else "both" for value in lam}
-        output = exact(page["net"])(mixed(page["x"], mix))
-        close(page["loss"], mean_nll(output, y, mix, lam))
+        close(page["loss"], loss_of(page, mix, lam))
     assert seen == {"own", "partner", "both"}
 
 
@@ -369,8 +354,7 @@ def test_snapmix_weighs_labels_by_their_evidence_in_sight(seed: int) -> None:
         inside = [p for p in positions(evidence.shape[1:]) if mix.lam[0, 0, p[0], p[1]] == 0]
         own.append(1 - sum(float(evidence[i, p[0], p[1]]) for p in inside) / float(evidence[i].sum()))
         partner.append(sum(float(evidence[j, p[0], p[1]]) for p in inside) / float(evidence[j].sum()))
-    output = exact(page["net"])(mixed(page["x"], mix))
-    close(page["loss"], mean_nll(output, page["y"], mix, own, partner))
+    close(page["loss"], loss_of(page, mix, own, partner))
 
 
 def test_moex_takes_the_moments_of_the_partner() -> None:
@@ -383,8 +367,7 @@ def test_moex_takes_the_moments_of_the_partner() -> None:
             scale = ((partner.var() + 1e-5) / (own.var() + 1e-5)).sqrt()
             expected[i, :, p[0], p[1]] = (own - own.mean()) * scale + partner.mean()
     close(page["moex"](page["x"], index), expected)
-    lam = [0.9] * page["B"]
-    close(page["loss"], mean_nll(exact(page["net"])(expected), page["y"], page["mix"], lam))
+    close(page["loss"], mean_nll(exact(page["net"])(expected), page["y"], page["mix"], [0.9] * page["B"]))
 
 
 # Other uses
@@ -394,17 +377,13 @@ def test_regmixup_adds_the_loss_of_the_clean_batch_to_that_of_the_mixed() -> Non
     page = recipe("strong = MixUp")
     mix, x, y = applied(page["strong"]), page["x"], page["y"]
     assert len(mix.index) == page["B"]
-    clean, output = (exact(page["net"])(images) for images in (x.double(), mixed(x, mix)))
-    close(page["loss"], mean_nll(clean, y, mix, [1] * page["B"]) + mean_nll(output, y, mix))
+    close(page["loss"], mean_nll(exact(page["net"])(x.double()), y, mix, [1] * page["B"]) + loss_of(page, mix))
 
 
 @seeds
-def test_mixstyle_mixes_mean_and_deviation_of_each_channel(seed: int) -> None:
-    page, input = recipe("class MixStyle"), images(6, 9).requires_grad_()
-    mixer = page["MixStyle"](0.5, p=0.5, per_sample=True)
-    torch.manual_seed(seed)
-    output = mixer(input)
-    torch.manual_seed(seed)
+def test_mixstyle_mixes_mean_and_deviation_of_each_channel(seed: int, page: Page) -> None:
+    input, mixer = images(6, 9).requires_grad_(), page["MixStyle"](0.5, p=0.5, per_sample=True)
+    output = seeded(seed, mixer, input)
     mix = MixUp(0.5, p=0.5, per_sample=True).sample(input)
 
     x, rows = input.detach().double().requires_grad_(), []
@@ -416,11 +395,7 @@ def test_mixstyle_mixes_mean_and_deviation_of_each_channel(seed: int) -> None:
     expected = torch.stack(rows).view_as(x)
     close(output, expected)
     weights = images(6, 9)
-    (output * weights).sum().backward()
-    (expected * weights).sum().backward()
-    assert input.grad is not None
-    assert x.grad is not None
-    close(input.grad, x.grad)
+    close(gradients((output * weights).sum(), [input]), gradients((expected * weights).sum(), [x]))
     assert mixer.eval()(input) is input
 
 
@@ -428,7 +403,7 @@ def test_mixstyle_mixes_mean_and_deviation_of_each_channel(seed: int) -> None:
 def test_i_mix_and_supcon_are_contrastive_losses_against_mixed_numbers(seed: int) -> None:
     page = recipe("queries, keys", seed=seed)
     net, mix, y, losses = exact(page["net"]), applied(page["uniform"]), page["y"].tolist(), []
-    queries, keys = net(mixed(page["first_view"], mix)), net(page["second_view"].double())
+    queries, keys = net(mixed(page["x"], mix)), net(page["view"].double())
     for i, source, lam in terms(mix):
         logits = torch.stack([queries[i] @ key / queries[i].norm() / key.norm() for key in keys]) / 0.2
         of_class = [nll(logits, k) for k, label in enumerate(y) if label == y[source]]
@@ -444,30 +419,22 @@ def test_ict_mixes_what_the_teacher_says_of_each_sample_alone() -> None:
     close(page["loss"], torch.stack(errors).mean())
 
 
-def pixels_of(mixes: Sequence[Mix], size: int) -> Tensor:
-    """The share of each sample in each mixed one, (B, B), pixel by pixel through one mix after the other."""
-    B = len(mixes[0].index)
-    total = torch.zeros(B, B, dtype=torch.float64)
-    for row, column in positions(torch.Size((size, size))):
-        shares = torch.eye(B, dtype=torch.float64)
-        for lam, index in mixes:
-            weights = lam.double() if lam.ndim < 2 else lam[:, 0, row, column].double()
-            weights = weights.expand(B)
-            shares = torch.stack([weights[i] * shares[i] + (1 - weights[i]) * shares[index[i]] for i in range(B)])
-        total += shares / size**2
-    return total
-
-
 @seeds
 @pytest.mark.parametrize("block", ("first, second = CutMix(), MixUp", "CutMix(per_sample=True), CutMix()"))
 def test_two_mixes_in_a_row_leave_the_shares_of_their_pixels(block: str, seed: int) -> None:
     page = recipe(block, seed=seed)
-    mixes = applied(page["first"]), applied(page["second"])
-    shares = pixels_of(mixes, 8)
-    close(page["targets"], shares @ one_hot(page["y"], page["K"]))
+    B, mixes = page["B"], (applied(page["first"]), applied(page["second"]))
+    total = torch.zeros(B, B, dtype=torch.float64)  # the share of each sample in each mixed one
+    for row, column in positions((8, 8)):
+        shares = torch.eye(B, dtype=torch.float64)
+        for mix in mixes:
+            kept = (mix.lam if mix.lam.ndim < 2 else mix.lam[:, 0, row, column]).double().view(-1, 1)
+            shares = kept * shares + (1 - kept) * shares[mix.index]
+        total += shares / 64
+    close(page["targets"], total @ one_hot(page["y"], page["K"]))
     output = exact(page["net"])(mixed(mixed(page["x"], mixes[0]), mixes[1]))
-    losses = [shares[i, j] * nll(output[i], page["y"][j]) for i, j in positions(shares.shape)]
-    close(page["loss"], torch.stack(losses).sum() / page["B"])
+    losses = [total[i, j] * nll(output[i], page["y"][j]) for i, j in positions(total.shape)]
+    close(page["loss"], torch.stack(losses).sum() / B)
 
 
 @seeds
@@ -476,75 +443,38 @@ def test_folding_lists_the_same_mixtures_under_the_dominant_sample(seed: int) ->
     mix, cut, x = page["mix"], page["cut"], page["x"].double()
     close(page["folded"].lam, torch.tensor([max(lam, 1 - lam) for lam in mix.lam.tolist()]))
     assert share(page["folded_cut"], 0) >= 0.5
-
-    inverse = torch.empty_like(mix.index)
-    for i, j in enumerate(mix.index.tolist()):
-        inverse[j] = i
+    inverse = torch.empty_like(mix.index).index_copy(0, mix.index, torch.arange(page["B"]))
     for draw in (mix._replace(lam=torch.tensor(0.2)), cut._replace(index=mix.index)):
         folded = draw._replace(lam=torch.where(draw.share < 0.5, 1 - draw.lam, draw.lam), index=inverse)
         if draw.share < 0.5:
             close(mixed(x, draw), mixed(x, folded)[mix.index])
-    swapped = cut.share < 0.5
-    assert torch.equal(page["folded_cut"].lam, 1 - cut.lam if swapped else cut.lam)
+    assert torch.equal(page["folded_cut"].lam, 1 - cut.lam if cut.share < 0.5 else cut.lam)
 
 
 # Targets
 
 
-@seeds
-def test_heads_of_a_dict_look_their_targets_up_by_sample_numbers(seed: int) -> None:
-    page = recipe("def heads(", seed=seed)
-    mix, targets = applied(page["mixup"]), page["targets"]
-    output = exact(page["model"])(mixed(page["x"], mix))
-    losses = []
-    for i, k, lam in terms(mix):
-        regression = (output[i, 0] - targets["age"][k].double()) ** 2
-        losses.append(lam * targets["weight"][k] * (nll(output[i, 1:], targets["class"][k]) + regression))
-    close(page["loss"], torch.stack(losses).sum() / page["B"])
-
-
-def test_boxes_are_looked_up_by_sample_numbers() -> None:
-    page = recipe("def detection(")
-    mix, boxes = applied(page["mixup"]), page["boxes"]
-    output = exact(page["net"])(mixed(page["x"], mix))
-    losses = [lam * (output[i, :4] - box).abs().sum() for i, k, lam in terms(mix) for box in boxes[k]]
-    close(page["loss"], torch.stack(losses).sum() / page["B"])
-
-
-def test_joined_boxes_keep_the_share_of_their_image() -> None:
+def test_boxes_are_looked_up_by_sample_numbers_or_joined_with_the_share_of_their_image() -> None:
     page = recipe("def detection(", "joined =")
-    expected: list[list[tuple[float, ...]]] = [[] for _ in range(page["B"])]
-    for i, k, lam in terms(page["mix"]):
-        expected[i] += [(*box, float(lam)) for box in page["boxes"][k].tolist()]
-    for rows, boxes, weights in zip(expected, page["joined"], page["weights"], strict=True):
-        assert boxes.shape == (len(rows), 4)
-        close(torch.cat((boxes, torch.tensor(weights)[:, None]), 1), torch.tensor(rows).view(-1, 5))
+    mix, boxes, losses = page["mix"], page["boxes"], []
+    output, rows = exact(page["net"])(mixed(page["x"], mix)), [torch.empty(0, 5)] * page["B"]
+    for i, k, lam in terms(mix):
+        losses += [lam * (output[i, :4] - box).abs().sum() for box in boxes[k]]
+        rows[i] = torch.cat((rows[i], torch.cat((boxes[k], lam.expand(len(boxes[k]), 1)), 1)))
+    close(page["loss"], torch.stack(losses).sum() / page["B"])
+    for expected, joined, weights in zip(rows, page["joined"], page["weights"], strict=True):
+        close(torch.cat((joined, torch.tensor(weights)[:, None]), 1), expected)
 
 
 @seeds
 def test_ctc_takes_the_tokens_and_the_lengths_of_each_text(seed: int) -> None:
     page = recipe("def ctc(", seed=seed)
-    mix, total = page["mix"], torch.tensor(0.0).double()
-    frames = [max(page["frames"][i], page["frames"][j]) for i, j in enumerate(mix.index.tolist())]
+    mix, frames, output, losses = page["mix"], page["frames"].tolist(), page["output"].double(), []
     for i, k, lam in terms(mix):
-        text = page["tokens"][k, : page["lengths"][k]].tolist()
-        total += lam * ctc(page["output"][: frames[i], i].double().exp().tolist(), text)
-    torch.testing.assert_close(page["loss"].double(), total / page["B"], rtol=1e-5, atol=0)
-
-
-def ctc(probabilities: list[list[float]], text: list[int]) -> float:
-    """Minus the logarithm of the probability of all paths that read ``text``, by the recursion of the paper."""
-    path = [0]
-    for token in text:
-        path += [token, 0]
-    forward = [probabilities[0][path[0]], probabilities[0][path[1]]] + [0.0] * (len(path) - 2)
-    for frame in probabilities[1:]:
-        sums = []
-        for s, token in enumerate(path):
-            skips = s > 1 and token not in (0, path[s - 2])
-            sums.append(sum(forward[max(s - (2 if skips else 1), 0) : s + 1]) * frame[token])
-        forward = sums
-    return -math.log(forward[-1] + forward[-2])
+        length, heard = page["lengths"][k], max(frames[i], frames[mix.index[i]])
+        own = F.ctc_loss(output[:heard, i], page["tokens"][k, :length], torch.tensor(heard), length, reduction="sum")
+        losses.append(lam * own)
+    torch.testing.assert_close(page["loss"].double(), torch.stack(losses).sum() / page["B"], rtol=1e-5, atol=0)
 
 
 @seeds
@@ -557,29 +487,35 @@ def test_a_smaller_output_takes_a_smaller_lam_and_smaller_labels(seed: int) -> N
     close(page["loss"], F.cross_entropy(net(mixed(page["x"], mix)), hard, ignore_index=255))
 
 
-def test_targets_of_another_shape_take_the_share() -> None:
-    page = recipe("def classmix(", "hard =", "half =", "points, output")
-    mix, points, output = page["mix"], page["points"].double(), page["output"].double()
-    errors = [(output[i] - own * points[i] - (1 - own) * points[j]) ** 2 for i, j, own in pairs(mix)]
-    close(page["loss"], torch.stack(errors).mean())
+@seeds
+def test_hard_maps_of_frames_keep_their_codes(seed: int) -> None:
+    x, maps = torch.rand(6, 3, 10), torch.randint(10, (6, 10), generator=torch.Generator().manual_seed(seed))
+    page = recipe("hard =", seed=seed, x=x, maps=maps)
+    hard, (lam, index) = page["hard"], page["mix"]
+    assert hard[:, 0].eq(255).all()
+    assert torch.equal(hard, maps.where(lam[0] == 1, maps[index]))
 
 
 @seeds
-def test_dice_and_cross_entropy_of_a_cut_batch_are_those_of_its_hard_map(seed: int) -> None:
+@pytest.mark.parametrize("training", (True, False))
+def test_dice_and_cross_entropy_of_a_cut_batch_are_those_of_its_hard_map(training: bool, seed: int) -> None:
     page = recipe("def dice(", seed=seed)
-    mix, maps, K = applied(page["cutmix"]), page["labels"][:, 0], page["K"]
+    mix, labels, K = applied(page["cutmix"]), page["labels"][:, 0], page["K"]
     output = exact(page["segment"])(mixed(page["x"], mix))
-    hard, scores = one_hot(maps.where(mix.lam[0] == 1, maps[mix.index]), K), []
+    loss = page["loss"] if training else page["criterion"].eval()(output, page["maps"].where(labels != 255, -1))
+    hard, scores = labels.where(mix.lam[0] == 1, labels[mix.index]) if training else labels, []
+    valid = hard != 255
+    assert 0 < valid.double().mean() < 1
     for i, c in positions((page["B"], K)):
-        probability, target = output[i].softmax(0)[c], hard[i, c]
-        scores.append(1 - (2 * probability[target == 1].sum() + 1) / (probability.sum() + target.sum() + 1))
-    entropy = -output.log_softmax(1)[hard == 1].mean()
-    close(page["loss"], torch.stack(scores).mean() + entropy)
+        probability, target = output[i].softmax(0)[c], (hard[i] == c).double()
+        total = probability[valid[i]].sum() + target.sum()
+        scores.append(1 - (2 * probability[target == 1].sum() + 1) / (total + 1))
+    close(loss, torch.stack(scores).mean() + F.cross_entropy(output, hard, ignore_index=255))
 
 
 def test_only_mixed_targets_make_a_perfect_map_a_perfect_dice() -> None:
     page = recipe("def dice(")
-    maps, K, half = page["labels"][:, 0], page["K"], (torch.arange(8) < 4).float().expand(1, 1, 8, 8)
+    maps, K, half = torch.randint(10, (8, 8, 8)), page["K"], (torch.arange(8) < 4).float().expand(1, 1, 8, 8)
     mix = Mix(half, torch.arange(page["B"]).roll(1))
     page["cutmix"](page["x"], mix)
     perfect = 100 * one_hot(maps.where(mix.lam[0] == 1, maps[mix.index]), K)
@@ -594,8 +530,33 @@ def test_a_union_holds_the_tags_of_both(seed: int) -> None:
     tags, (lam, index) = page["tags"], applied(page["mixup"])
     for i, j in enumerate(index.tolist()):
         heard = [k for k, volume in ((i, lam), (j, 1 - lam)) if volume > 0]
-        for tag in range(tags.shape[1]):
-            assert page["union"][i, tag] == max(tags[k, tag] for k in heard)
+        assert torch.equal(page["union"][i], tags[heard].amax(0))
+
+
+# The page of the criterion
+
+
+def test_the_page_sorts_the_losses_of_torch_by_what_they_do() -> None:
+    text = (ROOT / "docs/criterion.md").read_text()
+    lists = re.findall(r"^- (four raise|five give)(.*?);$", text, re.DOTALL | re.MULTILINE)
+    named = {start: re.findall(r"`(\w+Loss)`", rest) for start, rest in lists}
+    assert named == {
+        "four raise": [kind.module.__name__ for kind in KINDS if kind.hard],
+        "five give": [kind.module.__name__ for kind in KINDS if kind.linear],
+    }
+
+
+@seeds
+def test_parts_of_a_target_are_those_of_one_sample(seed: int) -> None:
+    page = recipe("def two_heads(", of="criterion", seed=seed)
+    net, mix, part, losses = exact(page["net"]), applied(page["mixup"]), page["target"], []
+    output = net(mixed(page["x"], mix))
+    for i, k, lam in terms(mix):
+        regression = (output[i, 0] - part["age"][k].double()) ** 2
+        losses.append(lam * part["weight"][k] * (nll(output[i, 1:], part["class"][k]) + regression))
+    loss = torch.stack(losses).sum() / len(output)
+    close(page["loss"], loss)
+    close(gradients(page["loss"], page["net"].parameters()), gradients(loss, net.parameters()))
 
 
 # What holds for every mixer
@@ -617,7 +578,7 @@ def classmix(page: Page, input: Tensor) -> tuple[Tensor, Mix]:
 
 def close_partners(page: Page, input: Tensor) -> tuple[Tensor, Mix]:
     values = torch.randn(len(input), 2, device=input.device)
-    mix = MixUp(1.0).sample(input)._replace(index=page["close_partners"](values, 1.0))
+    mix = MixUp(1.0).sample(input)._replace(index=page["close_partners"](values, values, 1.0))
     return mix_inputs(input, mix), mix
 
 
@@ -638,15 +599,6 @@ DRAWS: dict[str, Draw] = {
     "close_partners": close_partners,
     "choice_of_the_page": choice,
 }
-DEFINES = (
-    "class FMix", "class GridMix", "class SmoothMix", "class SaliencyMix", "class MixStyle",
-    "def resizemix(", "def classmix(", "def close_partners", "def moex(", "def partners(",
-)  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def page() -> Page:
-    return recipe(*DEFINES)
 
 
 @pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
@@ -679,9 +631,7 @@ def test_a_mixer_of_the_page_is_one_graph(name: str, page: Page) -> None:
     mixer = page[name](p=0.9)
     mixer.sample_index = lambda _: PARTNERS  # compiled, partners are drawn in another way
     graph: Callable[..., Tensor] = torch.compile(mixer, fullgraph=True, backend="eager")
-    torch.manual_seed(1)
-    output = graph(IMAGES)
-    torch.manual_seed(1)
+    output = seeded(1, graph, IMAGES)
     close(output, mixer(IMAGES).double())
     assert not torch.equal(output, IMAGES)
 
@@ -692,7 +642,7 @@ def test_a_function_of_the_page_is_one_graph(name: str, page: Page) -> None:
     arguments: dict[str, tuple[Any, ...]] = {
         "resizemix": (IMAGES, PARTNERS),
         "classmix": (torch.randint(page["K"], (6, 8, 12)), PARTNERS),
-        "close_partners": (torch.randn(6, 1), 0.5),
+        "close_partners": (torch.randn(6, 1), torch.randn(9, 1), 0.5),
         "partners": (torch.rand(6, 6) < 0.3,),
         "moex": (IMAGES, PARTNERS),
     }
