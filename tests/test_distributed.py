@@ -10,6 +10,7 @@ from contextlib import suppress
 from itertools import product
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 import torch.distributed as dist
@@ -106,12 +107,9 @@ def weights(checkpoint: Path) -> dict[str, Tensor]:
     return state
 
 
-@pytest.mark.needs("psutil")
 @pytest.mark.filterwarnings("ignore::UserWarning")  # torch's own, on reading a checkpoint of many ranks in one process
 @pytest.mark.parametrize("options", ((), ("--fsdp",)), ids=("ddp", "fsdp"))
 def test_a_killed_run_resumes_to_the_same_bits(options: tuple[str, ...], tmp_path: Path) -> None:
-    import psutil
-
     killed = start(tmp_path / "killed", 1000, *options)  # more than it can finish, however late it is killed
     while killed.poll() is None and not (tmp_path / "killed" / "epoch-1").exists():
         time.sleep(0.01)
