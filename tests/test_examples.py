@@ -104,7 +104,6 @@ def test_a_bad_option_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert "error: argument --epochs" in capsys.readouterr().err
 
 
-@pytest.mark.filterwarnings("ignore:RandomCutMixV2 currently uses:DeprecationWarning")  # kornia's default
 @pytest.mark.parametrize(
     "row, times",  # index_select reads and writes a batch, lerp_ reads two and writes one: 5 over 2
     (("MixUp", "2.50"), pytest.param("kornia", "7.00", marks=pytest.mark.needs("kornia"))),

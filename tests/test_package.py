@@ -177,10 +177,10 @@ def test_links_between_the_pages_lead_somewhere(page: str) -> None:
 @pytest.mark.parametrize("mode", ("batch", "elem"))
 @pytest.mark.parametrize(
     "mixup, cutmix, alphas, weights",  # a MixUp(0) beside CutMix would leave half the batches unmixed
-    ((0.8, 1.0, [0.8, 1.0], (0.75, 0.25)), (0, 1.0, [1.0], (1.0,)), (0.8, 0, [0.8], (1.0,)), (0, 0, [0.0], (1.0,))),
+    ((0.8, 1.0, [0.8, 1.0], (0.75, 0.25)), (0, 1.0, [1.0], None), (0.8, 0, [0.8], None), (0, 0, [0.0], None)),
 )
 def test_flags_of_timm_become_a_choice_of_the_mixers_that_are_on(
-    mixup: float, cutmix: float, alphas: list[float], weights: tuple[float, ...], mode: str
+    mixup: float, cutmix: float, alphas: list[float], weights: tuple[float, ...] | None, mode: str
 ) -> None:
     page = run_blocks("docs/coming-from.md", "import torch\n", "def mixer_of_flags")
     flags = timm_flags(mixup=mixup, cutmix=cutmix, mixup_prob=0.9, mixup_switch_prob=0.25, mixup_mode=mode)
