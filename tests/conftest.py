@@ -64,9 +64,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A skip for want of a package is an error in a test that is not marked, and wherever an extra installs it."""
     report = yield
-    if item.config.getoption("--no-skips") and report.skipped and isinstance(report.longrepr, tuple):
+    if report.skipped and isinstance(report.longrepr, tuple):
         reason = report.longrepr[2].removeprefix("Skipped: ")
-        if reason not in MAY_BE_MISSING:
+        of_a_package = reason.startswith(("needs ", "could not import ")) and item.get_closest_marker("needs") is None
+        if reason not in MAY_BE_MISSING and (of_a_package or item.config.getoption("--no-skips")):
             report.outcome, report.longrepr = "failed", f"{item.nodeid} was skipped: {reason}"
     return report
