@@ -151,7 +151,7 @@ def spread(values: Sequence[float]) -> float:
 
 def mean_and_spread(values: Sequence[float]) -> str:
     """A cell of a table: ``0.912 ± 0.008``."""
-    return f"{fmean(values):.3f}" + (f" ± {spread(values):.3f}" if len(values) > 1 else "")
+    return f"{fmean(values):.3f}" + (f"\u00a0±\u00a0{spread(values):.3f}" if len(values) > 1 else "")
 
 
 def verdict(without: Sequence[float], with_mixing: Sequence[float], *, higher_is_better: bool) -> str:

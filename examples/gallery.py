@@ -19,7 +19,6 @@ from math import exp, lgamma
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib as mpl
 import numpy as np
 import torch
 from common import BLUE, ORANGE, PLOT_STYLE, Runs, Samples, evaluate, fit, report, save
@@ -42,7 +41,7 @@ ALPHAS = 0.2, 0.5, 1.0, 2.0, 8.0
 SURFACE = LinearSegmentedColormap.from_list(
     "surface", ("#74a0ee", "#b9cff7", "#fbfaf8", "#f8c6ba", "#f0907d"), N=120
 )  # few enough colors for a small file
-CLASSES = "#a9cdf5", "#b5413a", "#f6a04d", "#17615c"  # of pixels: sky, temple and trees, petals, leaves
+CLASSES = {"sky": "#a9cdf5", "temple": "#b5413a", "petals": "#f6a04d", "leaves": "#17615c"}  # of pixels
 
 
 class FMix(Mixer):
@@ -63,6 +62,7 @@ class Panel(NamedTuple):
     title: str
     image: Tensor
     bar: list[tuple[float, str, str]]
+    names: tuple[tuple[str, int, int], ...] = ()  # written on the picture at a row and column
 
 
 def photographs() -> Tensor:
@@ -96,9 +96,17 @@ def mixtures() -> list[Panel]:
         mixed = mixer(images)
         panels.append(Panel(type(mixer).__name__, mixed[0], mixed_label(mixer.last_mix.share.item())))
     target = mix_targets(label_maps(images), mixer.last_mix, num_classes=len(CLASSES))[0]  # of CutMix
-    colors = torch.tensor([to_rgb(color) for color in CLASSES])
-    bar = [(share, color, "") for share, color in zip(target.mean((1, 2)).tolist(), CLASSES, strict=True)]
-    return [*panels, Panel("its labels", einsum(target, colors, "k h w, k rgb -> rgb h w"), bar)]
+    colors = torch.tensor([to_rgb(color) for color in CLASSES.values()])
+    bar = [(share, color, "") for share, color in zip(target.mean((1, 2)).tolist(), CLASSES.values(), strict=True)]
+    names = tuple((name, *middle_of(part, (50, 22 * len(name)))) for name, part in zip(CLASSES, target, strict=True))
+    return [*panels, Panel("its labels", einsum(target, colors, "k h w, k rgb -> rgb h w"), bar, names)]
+
+
+def middle_of(part: Tensor, size: tuple[int, int]) -> tuple[int, int]:
+    """Row and column around which a text of a size, in pixels, lies best within a part; where many do, their mean."""
+    inside = nn.functional.avg_pool2d(part.unsqueeze(0), size, 1)[0]
+    row, column = (inside == inside.max()).nonzero().float().mean(0).round().int().tolist()
+    return row + size[0] // 2, column + size[1] // 2
 
 
 def draw_panels(panels: list[Panel]) -> Figure:
@@ -113,6 +121,8 @@ def draw_panels(panels: list[Panel]) -> Figure:
         figure.text(left + width / 20, 1 - title / 2 / total, panel.title, ha="center", va="center", size=17)
         axis = figure.add_axes((left, (bar + gap) / total, width / 10, height / total))
         axis.imshow(rearrange(panel.image, "rgb h w -> h w rgb"), aspect="auto")
+        for name, row, column in panel.names:
+            axis.text(column, row, name, ha="center", va="center", color=INK if name == "sky" else "white", size=14)
         axis.set_axis_off()
         draw_bar(figure.add_axes((left, 0, width / 10, bar / total)), panel.bar)
     return figure
@@ -192,6 +202,7 @@ def draw_surfaces(models: dict[str, nn.Module], train: Samples, test: Samples, r
     return figure
 
 
+@style.context([PLOT_STYLE, {"axes.grid": False, "image.interpolation_stage": "data"}])
 def main() -> None:
     """Draw the pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -199,8 +210,6 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="shorter training and coarser pictures")
     args = parser.parse_args()
     torch.set_num_threads(1)  # so small a net gains nothing from more
-    style.use(PLOT_STYLE)
-    mpl.rcParams.update({"axes.grid": False, "image.interpolation_stage": "data"})
 
     torch.manual_seed(SEED)
     save(draw_panels(mixtures()), args.out / "mixup.png", colors=256)

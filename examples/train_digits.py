@@ -22,7 +22,7 @@ from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache, partial
-from itertools import accumulate, cycle, product, starmap
+from itertools import cycle, pairwise, product, starmap
 from math import floor
 from multiprocessing import get_context
 from statistics import fmean
@@ -103,6 +103,7 @@ METHODS = {
     "RegMixup": RegMixUp(10.0),
 }
 COLORS = GREY, BLUE, ORANGE, GREEN
+EPOCH = 0.5  # seconds on one CPU core
 
 
 class Outcome(NamedTuple):
@@ -189,7 +190,7 @@ def draw_accuracy(outcomes: Outcomes) -> Figure:
     """Test accuracy over the epochs, a panel for each kind of labels: means over the seeds, bands of a deviation."""
     figure = Figure(figsize=(10, 4.4))
     axes = figure.subplots(1, len(outcomes), sharey=True, squeeze=False)[0]
-    figure.subplots_adjust(left=0.075, right=0.865, top=0.88, bottom=0.13, wspace=0.42)
+    figure.subplots_adjust(left=0.075, right=0.83, top=0.88, bottom=0.13, wspace=0.6)
     lowest = min(run.accuracies[-1] for methods in outcomes.values() for runs in methods.values() for run in runs)
     axes[0].set(ylim=(max(floor(10 * lowest - 1) / 10, 0), 1.01), ylabel="test accuracy")
     for axis, (labels, methods) in zip(axes, outcomes.items(), strict=True):
@@ -213,15 +214,18 @@ def draw_curve(axis: Axes, runs: Sequence[Outcome], color: str) -> float:
 
 
 def label_ends(axis: Axes, epoch: float, ends: list[tuple[float, str, str]]) -> None:
-    """Write name and last value beside the curves, the lowest first, so far apart that no label covers another."""
+    """Write name and last value at the ends of the curves, the lowest first; labels that cover each other give way."""
     bottom, top = axis.get_ylim()
-    apart = 0.17 * (top - bottom)
-    values = [value for value, _, _ in ends]
-    places = list(accumulate(values, lambda below, value: max(value, below + apart)))
-    too_high = max(fmean(places) - fmean(values), places[-1] - top + apart / 2)
+    apart = 0.075 * (top - bottom)
+    places = [value for value, _, _ in ends]
+    for _, (low, high) in product(range(50), pairwise(range(len(places)))):
+        overlap = max(apart - (places[high] - places[low]), 0)
+        places[low] -= overlap / 2
+        places[high] += overlap / 2
+    lines = {"arrowstyle": "-", "shrinkA": 2, "shrinkB": 0, "relpos": (0, 0.5), "linewidth": 1}
     for place, (value, name, color) in zip(places, ends, strict=True):
-        options = {"textcoords": "offset points", "annotation_clip": False, "color": color, "va": "center"}
-        axis.annotate(f"{name}\n{value:.3f}", (epoch, place - too_high), (10, 0), **options)
+        options = {"annotation_clip": False, "color": color, "va": "center", "arrowprops": {**lines, "color": color}}
+        axis.annotate(f"{name} {value:.3f}", (epoch, value), (1.1 * epoch, place), **options)
 
 
 def main() -> None:
@@ -235,11 +239,16 @@ def main() -> None:
     outcomes: Outcomes = {labels: {method: [] for method in METHODS} for labels in noises}
     runs = list(product(range(args.seeds), noises, METHODS))
     settings = [(method, noises[labels], seed, args) for seed, labels, method in runs]
-    bar = tqdm(side_by_side(settings, args.jobs), total=len(runs), unit="run")
-    for (_, labels, method), outcome in zip(runs, bar, strict=True):
-        outcomes[labels][method].append(outcome)
-    style.use(PLOT_STYLE)
-    save(draw_accuracy(outcomes), args.out / "accuracy.png")
+    kinds = f"{' and '.join(noises)}; {', '.join(METHODS)}; {args.seeds} seed{'s' * (args.seeds > 1)}"
+    minutes = max(round(len(runs) * args.epochs * EPOCH / args.jobs / 60), 1)
+    print(f"{len(runs)} runs ({kinds}), {args.jobs} at a time: about {minutes} min on two CPU cores", flush=True)
+    outcome = side_by_side(settings, args.jobs)
+    bar = tqdm(runs, bar_format="{n_fmt}/{total_fmt} done {desc} [{elapsed}]")
+    for seed, labels, method in bar:
+        bar.set_description_str(f"now {labels}, {method}, seed {seed}")
+        outcomes[labels][method].append(next(outcome))
+    with style.context(PLOT_STYLE):
+        save(draw_accuracy(outcomes), args.out / "accuracy.png")
     print("\nTest accuracy and NLL, mean ± standard deviation over the seeds:\n")
     print(summary(outcomes))
 
