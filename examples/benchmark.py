@@ -320,7 +320,7 @@ def bare_step(x: Tensor, y: Tensor, logits: Tensor, alpha: float = 0.2) -> Parts
     lam = torch.sigmoid(half + half)
     if torch.compiler.is_compiling():  # as in mixup_nn.sampling.cycle
         order = torch.rand((len(x),), device=x.device).argsort()
-        following = torch.cat((order[1:], order[:1]))
+        following = order.index_select(0, torch.arange(1, len(x) + 1, device=x.device) % len(x))
     else:
         order = torch.randperm(len(x), device=x.device)
         following = order.roll(-1)
