@@ -72,7 +72,8 @@ def mix_loss(loss: Callable[[Any, Any], Tensor], input: Any, target: Any, mix: M
         tensor(1.5000)
     """
     loss = uncompiled(loss)
-    if _is_plain_cross_entropy(loss) and isinstance(input, Tensor) and is_class_indices(target):
+    of_logits = isinstance(input, Tensor) and not hasattr(input, "full_tensor")  # a DTensor: wrong gradients, smoothed
+    if _is_plain_cross_entropy(loss) and of_logits and is_class_indices(target):
         options: dict[str, Any] = {"reduction": loss.reduction, "label_smoothing": loss.label_smoothing}
         return mix_cross_entropy(input, target, mix, weight=loss.weight, ignore_index=loss.ignore_index, **options)
     if hasattr(loss, "update") and hasattr(loss, "compute"):  # a metric: two calls would count each sample twice

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate.utils import concatenate  # type: ignore[import-untyped]
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -25,13 +24,17 @@ __all__ = ["no_accelerator"]
 Hook = Callable[[int], None]
 INPUT, TARGET = torch.rand(8, 4), torch.randint(3, (8,))
 LOADER = DataLoader(TensorDataset(INPUT, TARGET), batch_size=4)
-pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.usefixtures("no_accelerator", "in_tmp_path")]
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated"),  # Lightning's own use of it
+    pytest.mark.filterwarnings("ignore:The least populated class in y"),  # skorch splits the 32 samples of the page
+    pytest.mark.filterwarnings("ignore:Cannot split tensor of length 8"),  # Composer's, of a last batch
+    pytest.mark.usefixtures("no_accelerator", "in_tmp_path"),
+]
 
 
 @pytest.fixture
 def in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trainers write into the current directory."""
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(tmp_path)  # trainers write into the current directory
 
 
 def needed(module: str) -> Any:
@@ -70,8 +73,7 @@ def sgd(model: nn.Module) -> torch.optim.Optimizer:
 
 
 def calling(base: Any, name: str, call: Callable[..., None]) -> Any:
-    """A callback of a trainer with one method."""
-    return type("Before", (base,), {name: call})()
+    return type("Before", (base,), {name: call})()  # a callback with one method
 
 
 def hugging_face(model: Net, criterion: MixUpCriterion, before: Hook) -> None:
@@ -173,14 +175,10 @@ def test_p_turns_mixing_off_in_every_trainer_and_eval_mode_in_lightning_alone(pa
 
 
 class Seeded(MixUp):
-    """Draws of a generator of its own."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.generator = torch.Generator().manual_seed(0)
+    """Its draws depend on the input alone."""
 
     def sample(self, input: Tensor) -> Mix:
-        return sample_mixup(len(input), 1.0, generator=self.generator)
+        return sample_mixup(len(input), 1.0, generator=torch.Generator().manual_seed(int(1e6 * input.sum())))
 
 
 def test_composer_trains_to_the_weights_of_a_plain_loop_and_keeps_the_keys() -> None:
@@ -193,34 +191,8 @@ def test_composer_trains_to_the_weights_of_a_plain_loop_and_keeps_the_keys() -> 
         optimizer.zero_grad()
         criterion(net(mixer(input)), target).backward()
         optimizer.step()
-    torch.testing.assert_close(
-        model.state_dict(), {f"module.{name}": value for name, value in net.state_dict().items()}
-    )
-
-
-def test_label_smoothing_before_composers_mixup_smooths_one_of_two_labels() -> None:
-    algorithms, smallest = needed("composer.algorithms"), list[tuple[float, Tensor]]()
-    mixup = algorithms.MixUp(alpha=1.0)
-
-    def loss(output: Tensor, target: Tensor) -> Tensor:
-        smallest.append((mixup.mixing, target.amin(1)))
-        return nn.functional.cross_entropy(output, target)
-
-    model = needed("composer.models").ComposerClassifier(nn.Linear(4, 3), num_classes=3, loss_fn=loss)
-    fit_composer(model, algorithms=[algorithms.LabelSmoothing(0.3), mixup])
-    for mixing, values in smallest:
-        torch.testing.assert_close(values, torch.full((4,), (1 - mixing) * 0.1))  # of both labels it would be 0.1
-    assert max(mixing for mixing, _ in smallest) > 0.01
-
-
-def test_monais_cutmix_returns_the_labels_of_the_partner_and_its_mixup_refuses_them() -> None:
-    transforms, input, labels = needed("monai.transforms"), torch.rand(4, 1, 8, 8, 8), torch.eye(4)
-    cutmix = transforms.CutMix(batch_size=4).set_random_state(0)
-    mixed, mixed_labels = cutmix(input, labels)
-    assert torch.equal(mixed_labels, labels[cutmix._params[1]])
-    assert torch.eq(mixed, input).float().mean() > 0.5
-    with pytest.raises(ValueError, match="number of dimensions"):
-        transforms.MixUp(batch_size=4)(input, labels)
+    weights = {f"module.{name}": value for name, value in net.state_dict().items()}
+    torch.testing.assert_close(model.state_dict(), weights)
 
 
 def test_segmentation_with_monai_takes_the_label_of_each_voxels_source() -> None:
@@ -247,14 +219,19 @@ def test_skorch_trains_on_the_mixture_and_returns_probabilities_also_when_cloned
 
 
 def test_fastai_returns_probabilities() -> None:
-    torch.testing.assert_close(blocks_that_need("fastai")["probabilities"].sum(1), torch.ones(32))
+    learners, loaders = needed("fastai.learner"), needed("fastai.data.core").DataLoaders(LOADER, LOADER)
+    model = Net()
+    criterion = MixUpCriterion(nn.CrossEntropyLoss(), model.mixer)
+    criterion.activation, criterion.decodes = partial(torch.softmax, dim=-1), partial(torch.argmax, dim=-1)
+    probabilities, _ = learners.Learner(loaders, model, loss_func=criterion).get_preds(dl=LOADER)
+    torch.testing.assert_close(probabilities.sum(1), torch.ones(8))
 
 
 # Loaders, and an attribute of a Sequential
 
 
 def test_accelerate_joins_a_mix_as_if_it_held_samples() -> None:
-    mixes = [sample_mixup(4, per_sample=True) for _ in range(2)]
+    concatenate, mixes = needed("accelerate.utils").concatenate, [sample_mixup(4, per_sample=True) for _ in range(2)]
     assert torch.equal(concatenate(mixes).index[4:], mixes[1].index)  # samples of the first batch
     with pytest.raises(RuntimeError, match="zero-dimensional"):
         concatenate([sample_mixup(4) for _ in range(2)])
@@ -270,46 +247,36 @@ def test_flags_of_timm_take_the_spatial_dims_of_clips() -> None:
 # Gradients of the Hugging Face recipe
 
 
-def hugging_face_step(steps: int, ranks: int, folder: str) -> tuple[Tensor, Tensor]:
+class Model(nn.Linear):
+    def forward(self, pixel_values: Tensor, labels: None = None) -> dict[str, Tensor]:  # type: ignore[override]
+        assert labels is None
+        return {"logits": super().forward(pixel_values)}
+
+
+def hugging_face_step(folder: str) -> tuple[Tensor, Tensor]:
     """The gradient of one update by the recipe of docs/trainers.md, without mixing, and the plain one."""
     from transformers import Trainer, TrainingArguments
 
     recipe = run_blocks("docs/trainers.md", "import torch\n", "def mixing(")
     importlib.import_module("accelerate.state").AcceleratorState._reset_state(reset_partial_state=True)
     torch.manual_seed(0)
-    net = nn.Linear(4, 3)
+    net = Model(4, 3)
     input, target = torch.randn(16, 4), torch.randint(3, (16,))
-    nn.functional.cross_entropy(net(input), target).backward()
-    assert net.weight.grad is not None
-    before, expected = net.weight.detach().clone(), net.weight.grad.clone()
-    net.zero_grad()
+    (expected,) = torch.autograd.grad(nn.functional.cross_entropy(net(input)["logits"], target), [net.weight])
+    before = net.weight.detach().clone()
 
-    model, loss_of_outputs = recipe["mixing"](Model(net), MixUp(p=0))
+    model, loss_of_outputs = recipe["mixing"](net, MixUp(p=0))
     arguments = TrainingArguments(
-        folder, max_steps=1, per_device_train_batch_size=16 // steps // ranks, gradient_accumulation_steps=steps,
+        folder, max_steps=1, per_device_train_batch_size=16 // RANKS // 4, gradient_accumulation_steps=4,
         optim="sgd", learning_rate=1.0, lr_scheduler_type="constant", max_grad_norm=0, save_strategy="no",
-        report_to="none", disable_tqdm=True, use_cpu=True, ddp_backend="gloo" if ranks > 1 else None,
+        report_to="none", disable_tqdm=True, use_cpu=True, ddp_backend="gloo",
     )  # fmt: skip
     rows = [{"pixel_values": pixels, "labels": label} for pixels, label in zip(input, target, strict=True)]
     Trainer(model, arguments, train_dataset=rows, compute_loss_func=loss_of_outputs).train()
     return before - net.weight.detach(), expected
 
 
-class Model(nn.Module):
-    def __init__(self, net: nn.Linear) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
-        assert labels is None
-        return {"logits": self.net(pixel_values)}
-
-
-@pytest.mark.parametrize("steps", (1, 4))
-def test_hugging_face_gradients_are_the_plain_ones_over_accumulation_steps(steps: int, tmp_path: Path) -> None:
-    torch.testing.assert_close(*hugging_face_step(steps, 1, str(tmp_path)))
-
-
-def test_hugging_face_gradients_are_the_plain_ones_over_two_processes(tmp_path: Path) -> None:
-    for gradients in results_of_ranks(partial(hugging_face_step, 4, RANKS, str(tmp_path)), tmp_path):
+def test_hugging_face_gradients_are_the_plain_ones_over_accumulation_steps_and_processes(tmp_path: Path) -> None:
+    needed("transformers")
+    for gradients in results_of_ranks(partial(hugging_face_step, str(tmp_path)), tmp_path):
         torch.testing.assert_close(*gradients)
