@@ -28,10 +28,7 @@ SMALLEST = {
     "train_text": [*TRAINED_ONCE, "--batch-size=100"],
 }
 RECIPE = ["--epochs=3", "--unmixed-epochs=1", "--seeds=1", "--batch-size=250"]
-PICTURES = {
-    "gallery": {"density.png", "mixup.png", "moons.png"},
-    "train_digits": {"accuracy.png"},
-}
+PICTURES = {"gallery": {"density.png", "mixup.png", "moons.png"}, "train_digits": {"accuracy.png"}}
 # common is no script, train_distributed runs in test_distributed.py, train_recipe in the test of its resumption
 NOT_IN_THE_TABLE = {"common", "train_distributed", "train_recipe"}
 
@@ -89,9 +86,7 @@ def test_a_stopped_recipe_resumes_to_the_same_result(
     monkeypatch.setattr(torch, "save", save_and_count)
     run("train_recipe", options, monkeypatch)
     whole = capsys.readouterr().out
-    assert len(whole.splitlines()) > 20
     assert [path.name for path in tmp_path.iterdir()] == ["stopped.pt"]
-
     (tmp_path / "stopped.pt").rename(tmp_path / "recipe.pt")
     run("train_recipe", options, monkeypatch)
     assert len(saves) == 26
@@ -112,7 +107,6 @@ def test_the_counted_table_of_the_benchmark_is_the_same_every_time(
     row: str, times: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(EXAMPLES))
-    counts = runpy.run_path(str(EXAMPLES / "benchmark.py"))["counts"]
-    table = counts()
+    table = (counts := runpy.run_path(str(EXAMPLES / "benchmark.py"))["counts"])()
     assert table == counts()
     assert re.search(rf"^\| {row} +\| \d+\u00a0\({times}\) ", table, re.MULTILINE)
