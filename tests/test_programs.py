@@ -185,6 +185,15 @@ def test_every_three_options_of_cross_entropy_are_the_oracle_together() -> None:
         check_program(program)
 
 
+def test_one_lam_per_batch_keeps_both_denominators() -> None:
+    """Of torch's two means, which differ where partners repeat: with class weights, or where some are ignored."""
+    for program in covering((torch.float64,), ("CrossEntropyLoss",), OF_INDICES, 1000):
+        size, options = len(program.labels), {**program.options, "reduction": "mean"}
+        if program.of_indices and program.form not in PARTS:
+            mix = Mix(torch.tensor(0.3, dtype=torch.float64), torch.full((size,), size - 1))
+            check_program(program._replace(mix=mix, options=options))
+
+
 def test_every_two_options_of_every_loss_are_the_oracle_together() -> None:
     for program in covering((torch.float64, torch.float32), tuple(KIND), FORMS, 300):
         check_program(program)
