@@ -177,6 +177,14 @@ def test_targets_and_their_parts_are_mixed_in_one_graph(dynamic: bool | None) ->
         model.assert_formula(results, input, target)
 
 
+def test_ignored_labels_made_dense_are_rows_of_zeros() -> None:
+    criterion = MixUpCriterion(nn.BCEWithLogitsLoss(), interpolate_loss=False)
+    output, target = torch.randn(6, CLASSES), torch.tensor([0, -100, 2, 3, -1, 5])
+    step = compiled(lambda mix: criterion(output, target, mix), backend="eager")
+    for mix in (MIXERS["mixup_per_sample"]().sample(output), None):
+        torch.testing.assert_close(step(mix), criterion(output, target, mix))
+
+
 def test_inside_checkpoints_and_torch_func_a_given_mix_is_one_graph() -> None:
     mixer, layer, head = RandomChoice([MixUp(), CutMix()]), nn.Conv2d(3, 3, 1), classifier()
     criterion = MixUpCriterion(nn.CrossEntropyLoss(), mixer)
