@@ -4,6 +4,9 @@ import importlib
 import os
 from collections.abc import Generator, Iterator
 
+# A process of the suite has a core of its own: threads would wait for each other's.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # Inductor compiles a trial for each instruction set that the CPU has, 12 seconds in every process: believe the CPU.
 os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
 
