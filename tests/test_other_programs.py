@@ -161,14 +161,14 @@ PROGRAMS: dict[str, Callable[[Any], Pair]] = {
 
 @pytest.mark.parametrize("heading", PROGRAMS)
 def test_a_program_is_right_and_the_line_that_one_writes_first_is_not(heading: str) -> None:
-    page = section(heading)
-    expected, first = PROGRAMS[heading](page)
-    torch.testing.assert_close(page.loss, expected)
+    p = section(heading)
+    expected, first = PROGRAMS[heading](p)
+    torch.testing.assert_close(p.loss, expected)
     assert first is None or not torch.isclose(first, expected, rtol=2e-5)
     if expected.requires_grad:
-        weights = [w for m in vars(page).values() if isinstance(m, nn.Module) for w in m.parameters() if w.requires_grad]
+        weights = [w for m in vars(p).values() if isinstance(m, nn.Module) for w in m.parameters() if w.requires_grad]
         options: Any = {"allow_unused": True, "materialize_grads": True, "retain_graph": True}
-        gradients = [torch.autograd.grad(loss, weights, **options) for loss in (page.loss, expected)]
+        gradients = [torch.autograd.grad(loss, weights, **options) for loss in (p.loss, expected)]
         torch.testing.assert_close(*gradients)
         assert any(gradient.any() for gradient in gradients[1])
 
