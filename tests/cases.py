@@ -13,15 +13,12 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from mixup_nn import CutMix, Mix, Mixer, MixUp, RandomChoice
-
-from .reference import share
 
 RANKS = 2
 CYCLE = torch.tensor([2, 3, 1, 0])
@@ -80,36 +77,6 @@ def applied(mixer: Mixer) -> Mix:
 def tenfold(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
     """A hook."""
     return 10 * output
-
-
-LOSSES: dict[type[nn.Module], Callable[[Tensor, Tensor], Tensor]] = {
-    nn.CrossEntropyLoss: F.cross_entropy,
-    nn.MSELoss: F.mse_loss,
-    nn.BCEWithLogitsLoss: F.binary_cross_entropy_with_logits,
-    nn.NLLLoss: F.nll_loss,
-}
-
-
-def mixed_by_loops(input: Tensor, mix: Mix) -> Tensor:
-    """The formula of the paper, one sample at a time."""
-    lam = [mix.lam if mix.lam.ndim == 0 else mix.lam[i % len(mix.lam)] for i in range(len(input))]
-    return torch.stack([lam[i] * input[i] + (1 - lam[i]) * input[j] for i, j in enumerate(mix.index.tolist())])
-
-
-def loss_by_loops(
-    output: Tensor, target: Tensor, mix: Mix, kind: type[nn.Module] = nn.CrossEntropyLoss, mode: bool | None = None
-) -> Tensor:
-    """The mean over the samples of what a criterion of targets per sample interpolates."""
-    single, labels, terms = LOSSES[kind], not target.is_floating_point(), []
-    of_losses = mode is True or (mode is None and (labels or kind is nn.NLLLoss))
-    target = target if of_losses and labels else F.one_hot(target, 3).double() if labels else target.double()
-    for i, j in enumerate(mix.index.tolist()):
-        at, own, partner, lam = output[i : i + 1].double(), target[i : i + 1], target[j : j + 1], share(mix, i)
-        if of_losses:
-            terms.append(lam * single(at, own) + (1 - lam) * single(at, partner))
-        else:
-            terms.append(single(at, lam * own + (1 - lam) * partner))
-    return torch.stack(terms).mean().to(output.dtype)
 
 
 def refused(*errors: type[Exception]) -> pytest.RaisesExc[Exception]:

@@ -1,11 +1,11 @@
-"""The contract of DESIGN in loops over samples and positions, in float64: nothing of the library but `Mix`."""
+"""The contract of DESIGN, sample by sample in float64: nothing of the library but `Mix`."""
 
 from __future__ import annotations
 
 import copy
 import itertools
 from collections.abc import Callable, Iterator
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from mixup_nn import Mix
 
 Position = tuple[int, ...]
-Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def positions(sizes: Position | torch.Size) -> Iterator[Position]:
@@ -24,20 +23,17 @@ def positions(sizes: Position | torch.Size) -> Iterator[Position]:
 # Weights
 
 
-def weight_at(mix: Mix, i: int, position: Position) -> Tensor:
-    """The weight of sample ``i`` at a position, whose last numbers are those of the map."""
+def weight(mix: Mix, i: int) -> Tensor:
+    """The weight of sample ``i``: a number, or one for each position, which align with the last dimensions."""
     if mix.lam.ndim == 0:
         return mix.lam.double()
     own = mix.lam[i if len(mix.lam) > 1 else 0].double()
-    if mix.lam.ndim == 1:
-        return own
-    place = zip(position[len(position) - (own.ndim - 1) :], own.shape[1:], strict=True)
-    return own[0][tuple(where if size > 1 else 0 for where, size in place)]
+    return own if own.ndim == 0 else own[0]
 
 
 def share(mix: Mix, i: int) -> Tensor:
     """The weight of the whole of sample ``i``: the mean over its positions."""
-    everywhere = [weight_at(mix, i, position) for position in positions(mix.lam.shape[2:])]
+    everywhere = [weight(mix, i)[position] for position in positions(mix.lam.shape[2:])]
     return torch.stack(everywhere).sum() / len(everywhere)
 
 
@@ -47,19 +43,49 @@ def pairs(mix: Mix) -> Iterator[tuple[int, int, Tensor]]:
         yield i, partner, share(mix, i)
 
 
-def takes_lam(target: Tensor, mix: Mix) -> bool:
-    """The whole rule of targets: by ``lam`` at each position, or by its share; anything else is a ValueError."""
-    floating, map_sizes = target.is_floating_point(), mix.lam.shape[2:]
+def of_samples(mix: Mix) -> Mix:
+    """The mix of whole samples: one weight for all if there is one map for all."""
     if mix.lam.ndim < 2:
-        return False
+        return mix
+    shares = [share(mix, i) for i in range(len(mix.lam))]
+    return Mix(shares[0] if len(shares) == 1 else torch.stack(shares), mix.index)
+
+
+def of_target(target: Any, mix: Mix) -> Mix:
+    """The whole rule of targets: by ``lam`` at each position, or by its share; anything else is a ValueError."""
+    if not isinstance(target, Tensor):
+        mixes = [of_target(part, mix) for part in parts_of(target)]
+        if any(each.lam.ndim > 1 for each in mixes):
+            raise ValueError("a part with positions, which has weights of its own")
+        return mixes[0]
+    if mix.lam.ndim < 2:
+        return mix
+    map_sizes, vector = mix.lam.shape[2:], target.is_floating_point() and target.ndim == 2
     for sizes in (target.shape[2:], target.shape[1:]):
         fits = len(sizes) == len(map_sizes) and all(m in (1, size) for m, size in zip(map_sizes, sizes, strict=True))
-        of_sample = floating and target.ndim == 2
-        if fits and not of_sample:
-            return True
-    if target.ndim == 1 or (target.ndim == 2 and floating):
-        return False
+        if fits and not vector:
+            return mix
+    if target.ndim == 1 or vector:
+        return of_samples(mix)
     raise ValueError("a target neither per position nor per sample")
+
+
+# Parts
+
+
+def each_part(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """The same parts, each of them changed."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, dict):
+        return {name: each_part(function, part) for name, part in value.items()}
+    return type(value)(*(each_part(function, part) for part in value))  # a named tuple
+
+
+def parts_of(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    return [part for each in (value.values() if isinstance(value, dict) else value) for part in parts_of(each)]
 
 
 # Inputs and targets
@@ -67,29 +93,22 @@ def takes_lam(target: Tensor, mix: Mix) -> bool:
 
 def mixed(input: Tensor, mix: Mix, *, of_positions: bool = True) -> Tensor:
     """The mixed batch, in float64; targets of samples are not ``of_positions``."""
-    values = []
-    for i, j, whole in pairs(mix):
-        for position in positions(input.shape[1:]):
-            lam = weight_at(mix, i, position) if of_positions else whole
-            values.append(lam * input[i][position].double() + (1 - lam) * input[j][position].double())
-    return torch.stack(values).reshape(input.shape) if values else input.double()
+    mix, input, samples = mix if of_positions else of_samples(mix), input.double(), []
+    for i, j in enumerate(mix.index.tolist()):
+        lam = weight(mix, i)
+        samples.append(lam * input[i] + (1 - lam) * input[j])
+    return torch.stack(samples) if samples else input
 
 
 def one_hot(target: Tensor, num_classes: int) -> Tensor:
     """Class indices ``(B, *)`` as float64 probabilities ``(B, C, *)``; a negative index is a row of zeros."""
-    dense = torch.zeros(target.shape[0], num_classes, *target.shape[1:], dtype=torch.float64)
-    for i, *position in positions(target.shape):
-        label = int(target[(i, *position)])
-        if label >= 0:
-            dense[(i, label, *position)] = 1
-    return dense
+    return torch.stack([target == c for c in range(num_classes)], 1).double()
 
 
 def mix_targets(target: Tensor, mix: Mix, num_classes: int | None = None) -> Tensor:
     """Dense targets by the rule; class indices become dense first."""
-    of_positions = takes_lam(target, mix) or mix.lam.ndim < 2
     dense = target if target.is_floating_point() else one_hot(target, num_classes or 0)
-    return mixed(dense, mix, of_positions=of_positions)
+    return mixed(dense, of_target(target, mix))
 
 
 # Losses
@@ -108,33 +127,26 @@ class CrossEntropy:
         self.label_smoothing = label_smoothing
         self.normalised = normalised
 
-    def class_weight(self, label: int) -> float:
-        """What a label adds to the denominator of the mean."""
-        if label == self.ignore_index:
-            return 0.0
+    def class_weights(self, labels: Tensor) -> Tensor:
+        """What labels add to the denominator of the mean."""
+        each = [0.0 if label == self.ignore_index else self.of_class(label) for label in labels.flatten().tolist()]
+        return torch.tensor(each, dtype=torch.float64).reshape(labels.shape)
+
+    def of_class(self, label: int) -> float:
         return 1.0 if self.weight is None else float(self.weight[label])
 
     def __call__(self, input: Tensor, target: Tensor) -> Tensor:
-        losses, denominator, num_classes = [], 0.0, input.shape[1]
-        dense = target.is_floating_point()
-        for i, *place in positions(input.shape[:1] + input.shape[2:]):
-            logits = input[i].movedim(0, -1)[tuple(place)].double()
-            log_probs = logits if self.normalised else logits - logits.logsumexp(0)
-            label = 0 if dense else int(target[(i, *place)])
-            if not dense and label == self.ignore_index:
-                losses.append(logits[:0].sum())
-                continue
-            shares = [target[i].movedim(0, -1)[(*place, c)] if dense else float(c == label) for c in range(num_classes)]
-            loss = logits[:0].sum()
-            for c in range(num_classes):
-                smoothed = (1 - self.label_smoothing) * shares[c] + self.label_smoothing / num_classes
-                loss = loss - smoothed * (1.0 if self.weight is None else self.weight[c].double()) * log_probs[c]
-            losses.append(loss)
-            denominator += 1.0 if dense else self.class_weight(label)
-        stacked = torch.stack(losses).reshape(input.shape[:1] + input.shape[2:])
-        if self.reduction == "mean":
-            return stacked.sum() / denominator if denominator else stacked.sum() * torch.nan
-        return reduce(stacked, self.reduction)
+        input, num_classes, dense = input.double(), input.shape[1], target.is_floating_point()
+        kept = torch.ones_like(input[:, 0], dtype=torch.bool) if dense else target != self.ignore_index
+        log_probs = input if self.normalised else input - input.logsumexp(1, keepdim=True)
+        shares = target.double() if dense else one_hot(target, num_classes)
+        shares = (1 - self.label_smoothing) * shares + self.label_smoothing / num_classes
+        terms = [self.of_class(c) * shares[:, c] * log_probs[:, c] for c in range(num_classes)]
+        losses = -torch.stack(terms).sum(0).where(kept, 0)
+        if self.reduction != "mean":
+            return reduce(losses, self.reduction)
+        weights = kept.double() if dense else self.class_weights(target)
+        return losses.sum() / weights.sum() if weights.sum() else losses.detach().sum() * torch.nan + 0 * losses.sum()
 
 
 def reduce(losses: Tensor, reduction: str) -> Tensor:
@@ -146,57 +158,63 @@ def reduce(losses: Tensor, reduction: str) -> Tensor:
     }[reduction]
 
 
-def unreduced(loss: Any) -> Loss:
-    """The loss that returns every element, in float64."""
-    copied = copy.deepcopy(loss)
-    copied.reduction = "none"
-    unreduced: Loss = copied.double() if isinstance(copied, nn.Module) else copied
-    return unreduced
+def of_torch(loss: nn.Module) -> Any:
+    """The oracle's own of a loss of torch that divides by class weights; else the same, in float64."""
+    if isinstance(loss, (nn.CrossEntropyLoss, nn.NLLLoss)):
+        names = ("weight", "ignore_index", "reduction", "label_smoothing")
+        options = {name: getattr(loss, name) for name in names if hasattr(loss, name)}
+        return CrossEntropy(**options, normalised=isinstance(loss, nn.NLLLoss))
+    return copy.deepcopy(loss).double()
 
 
-def mix_loss(loss: Any, input: Tensor, target: Tensor, mix: Mix) -> Tensor:
+def one(value: Any, i: int) -> Any:
+    """A batch of sample ``i`` alone."""
+    return each_part(lambda part: part[i : i + 1], value)
+
+
+def mix_loss(loss: Any, input: Any, target: Any, mix: Mix) -> Tensor:
     """Both losses of each sample alone, weighed and reduced as the loss says; in class weights if it has them."""
-    of_positions = takes_lam(target, mix)
+    mix = of_target(target, mix)
     if mix.lam.ndim == 0:
-        lam = mix.lam.double()
-        value: Tensor = lam * loss(input, target) + (1 - lam) * loss(input, target[mix.index])
+        lam, partners = mix.lam.double(), each_part(lambda part: part[mix.index], target)
+        value: Tensor = lam * loss(input, target) + (1 - lam) * loss(input, partners)
         return value
-    each, losses, weights = unreduced(loss), [], []
-    class_weight = getattr(loss, "class_weight", None) if not target.is_floating_point() else None
-    for i, j, whole in pairs(mix):
-        own, partner = (each(input[i : i + 1], target[k : k + 1])[0] for k in (i, j))
-        for place in positions(own.shape):
-            lam = weight_at(mix, i, place) if of_positions else whole
-            losses.append(lam * own[place] + (1 - lam) * partner[place])
-            if class_weight is not None:
-                of_own, of_partner = (class_weight(int(target[k][place])) for k in (i, j))
-                weights.append(lam * of_own + (1 - lam) * of_partner)
-    if loss.reduction == "mean" and weights:
+    each, losses, weights, reduction = copy.deepcopy(loss), [], [], getattr(loss, "reduction", "none")
+    each.reduction = "none"
+    counts = isinstance(loss, CrossEntropy) and not target.is_floating_point()
+    for i, j in enumerate(mix.index.tolist()):
+        lam, at, own, partner = weight(mix, i), one(input, i), one(target, i), one(target, j)
+        losses.append(lam * each(at, own)[0] + (1 - lam) * each(at, partner)[0])
+        if counts:
+            weights.append(lam * each.class_weights(own)[0] + (1 - lam) * each.class_weights(partner)[0])
+    if reduction == "mean" and counts:
         return torch.stack(losses).sum() / torch.stack(weights).sum()
-    return reduce(torch.stack(losses).reshape(len(input), *own.shape), loss.reduction)
+    return reduce(torch.stack(losses), reduction)
 
 
 def criterion(
-    loss: Any, input: Tensor, target: Tensor, mix: Mix | None, interpolate_loss: bool | None,
+    loss: Any, input: Any, target: Any, mix: Mix | None, interpolate_loss: bool | None,
     *, hard: bool = False, cross_entropy: bool = False,
 ) -> Tensor:  # fmt: skip
     """The criterion as a whole; ``hard`` losses keep targets apart, ``cross_entropy`` is linear in class indices."""
-    floating, plain = target.is_floating_point(), cast(Loss, loss)
-    if interpolate_loss is False and not floating and not cross_entropy:
-        num_classes = input.shape[1]
-        return plain(input, one_hot(target, num_classes) if mix is None else mix_targets(target, mix, num_classes))
-    if mix is None:
-        return plain(input, target)
-    if interpolate_loss is None:
-        interpolate_loss = hard or not floating
-    if interpolate_loss or not floating:
-        return mix_loss(loss, input, target, mix)
-    return plain(input, mix_targets(target, mix))
+    of_values = isinstance(target, Tensor) and target.is_floating_point()
+    of_labels = isinstance(target, Tensor) and not of_values
+    value: Tensor
+    if interpolate_loss is False and of_labels and not cross_entropy:
+        classes = input.shape[1]
+        value = loss(input, one_hot(target, classes) if mix is None else mix_targets(target, mix, classes))
+    elif mix is None:
+        value = loss(input, target)
+    elif not of_values or (hard if interpolate_loss is None else interpolate_loss):
+        value = mix_loss(loss, input, target, mix)
+    else:
+        value = loss(input, mix_targets(target, mix))
+    return value
 
 
 def cross_entropy(input: Tensor, target: Tensor, mix: Mix, **options: Any) -> Tensor:
     """The weighted mean of the design: sum of both weighted terms over the sum of both weights."""
-    return mix_loss(CrossEntropy(**options), input.double(), target, mix)
+    return mix_loss(CrossEntropy(**options), input, target, mix)
 
 
 # Boxes
@@ -214,23 +232,3 @@ def cutmix_mask(sizes: Position, share: float, center: tuple[float, ...]) -> Ten
         if inside:
             mask[pixel] = 0
     return mask
-
-
-def torchvision_share(height: int, width: int, lam: float, center: tuple[int, int]) -> float:
-    """The share of the original after clipping, as torchvision's v2.CutMix computes it."""
-    ratio = 0.5 * (1 - lam) ** 0.5
-    half_width, half_height = int(ratio * width), int(ratio * height)
-    x, y = center
-    x1, y1 = max(x - half_width, 0), max(y - half_height, 0)
-    x2, y2 = min(x + half_width, width), min(y + half_height, height)
-    return 1 - (x2 - x1) * (y2 - y1) / (width * height)
-
-
-def timm_share(height: int, width: int, lam: float, center: tuple[int, int]) -> float:
-    """The share of the original after clipping, as timm's rand_bbox with correct_lam computes it."""
-    ratio = (1 - lam) ** 0.5
-    cut_height, cut_width = int(height * ratio), int(width * ratio)
-    x, y = center
-    y1, y2 = max(y - cut_height // 2, 0), min(y + cut_height // 2, height)
-    x1, x2 = max(x - cut_width // 2, 0), min(x + cut_width // 2, width)
-    return 1 - (y2 - y1) * (x2 - x1) / (height * width)

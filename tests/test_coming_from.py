@@ -8,7 +8,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-pytestmark = pytest.mark.filterwarnings("default")  # theirs
+pytestmark = [
+    pytest.mark.needs(),  # each library
+    pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),  # Dynamo, in kornia
+]
 x, y, logits = torch.rand(4, 3, 8, 8), torch.tensor([0, 1, 2, 3]), torch.linspace(-2, 3, 20).view(4, 5).sin()
 MODULES = {"torchvision": "torchvision.transforms.v2", "timm": "timm.data.mixup", "kornia": "kornia.augmentation"}
 LABELS = torch.tensor([0, 1, -100, 3]), torch.randint(5, (4, 8, 8)), torch.rand(4) + 0.5  # ignored, of pixels, numbers

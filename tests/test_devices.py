@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from itertools import product
 from typing import Any
@@ -14,18 +14,14 @@ from torch._dynamo.backends.common import aot_autograd
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from mixup_nn import CutMix, Mix, Mixer, MixUp, MixUpCriterion
+from mixup_nn import CutMix, Mix, Mixer, MixUpCriterion
 from mixup_nn._mix import input_mix, target_mix
-from mixup_nn.functional import mix_targets, mixup_batch
+from mixup_nn.functional import mix_cross_entropy, mix_inputs, mix_loss, mix_targets, mixup_batch
 
 from .cases import MIXERS, Operations, each_mixer
+from .strategies import FORMS, KIND, LAYOUTS, covering, large_logits
 
 DTYPES = torch.float32, torch.float64, torch.bfloat16, torch.float16
-LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
-    "contiguous": lambda x: x,
-    "channels_last": lambda x: x.to(memory_format=torch.channels_last) if x.ndim == 4 else x,
-    "strided": lambda x: torch.stack((x, x), -1)[..., 0],
-}
 CLASSES = 5
 
 
@@ -52,11 +48,11 @@ def labels(*shape: int) -> Tensor:
     return meta(*shape, dtype=torch.int64)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize("layout", ("contiguous", "channels_last", "strided"))
 @pytest.mark.parametrize("shape", ((8, 5), (8, 3, 16), (8, 3, 16, 12), (8, 3, 4, 16, 12)))
 @each_mixer
 def test_mixing_reads_no_value_and_moves_nothing(
-    make: Callable[[], Mixer], shape: tuple[int, ...], layout: Callable[[Tensor], Tensor]
+    make: Callable[[], Mixer], shape: tuple[int, ...], layout: str
 ) -> None:
     mixer = make()
     for each in mixer.modules():
@@ -65,7 +61,7 @@ def test_mixing_reads_no_value_and_moves_nothing(
                 return  # no positions
             each.spatial_dims = 2 if len(shape) == 5 else None
     for dtype, hidden in product(DTYPES, (False, True)):
-        x = layout(meta(*shape, dtype=dtype)).requires_grad_(hidden)
+        x = LAYOUTS[layout](meta(*shape, dtype=dtype)).requires_grad_(hidden)
         with OnlyMeta():
             output = mixer(x * 1 if hidden else x)
             if hidden:
@@ -73,51 +69,13 @@ def test_mixing_reads_no_value_and_moves_nothing(
         assert (output.dtype, output.shape, output.device) == (dtype, x.shape, x.device)
 
 
-INDEX_LOSSES: dict[str, Callable[[], nn.Module]] = {
-    "cross_entropy": nn.CrossEntropyLoss,
-    "sum": partial(nn.CrossEntropyLoss, reduction="sum"),
-    "none": partial(nn.CrossEntropyLoss, reduction="none"),
-    "weighted": lambda: nn.CrossEntropyLoss(meta(CLASSES)),
-    "ignoring": partial(nn.CrossEntropyLoss, ignore_index=1),
-    "smoothed": partial(nn.CrossEntropyLoss, label_smoothing=0.1),
-    "all": lambda: nn.CrossEntropyLoss(meta(CLASSES), ignore_index=1, label_smoothing=0.1),
-    "subclass": type("Subclass", (nn.CrossEntropyLoss,), {}),
-    "nll": nn.NLLLoss,
-}
-VALUE_LOSSES: dict[str, Callable[[], nn.Module]] = {
-    "dense_cross_entropy": nn.CrossEntropyLoss,
-    "bce": nn.BCEWithLogitsLoss,
-    "mse": nn.MSELoss,
-    "huber_sum": partial(nn.HuberLoss, reduction="sum"),
-    "kl": partial(nn.KLDivLoss, reduction="batchmean", log_target=True),
-}
-
-
-def steps(make: Callable[[], nn.Module], *, dense: bool) -> Iterator[tuple[MixUpCriterion, Tensor, Tensor, Mix]]:
-    """One loss under every lam, kind of target and setting that it takes."""
-    lams = (), (8,), (1, 1, 4, 4), (8, 1, 4, 4)
-    for lam, positions, interpolate_loss in product(lams, ((), (4, 4)), (None, True, False)):
-        loss = make()
-        if loss.reduction == "none" or (interpolate_loss is False and isinstance(loss, (nn.NLLLoss, nn.KLDivLoss))):
-            continue
-        input = meta(8, CLASSES, *positions, requires_grad=True)
-        target = meta(8, CLASSES, *positions) if dense else labels(8, *positions)
-        yield MixUpCriterion(loss, interpolate_loss=interpolate_loss), input, target, Mix(meta(*lam), labels(8))
-
-
-@pytest.mark.parametrize("large", (0, 2**22), ids=("large_logits", "small_logits"))
-@pytest.mark.parametrize(
-    ("make", "dense"),
-    [(make, False) for make in INDEX_LOSSES.values()] + [(make, True) for make in VALUE_LOSSES.values()],
-    ids=[*INDEX_LOSSES, *VALUE_LOSSES],
-)
-def test_the_criterion_reads_no_value_and_moves_nothing(
-    make: Callable[[], nn.Module], dense: bool, large: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("mixup_nn._losses.LARGE", large)
-    for criterion, input, target, mix in steps(make, dense=dense):
-        with OnlyMeta():
-            criterion(input, target, mix).sum().backward()
+def test_the_criterion_reads_no_value_and_moves_nothing() -> None:
+    with_kernels_on_meta = [name for name, kind in KIND.items() if kind.positions]
+    for program in covering((torch.float32,), tuple(with_kernels_on_meta), FORMS, 300):
+        moved = program.moved()
+        criterion = MixUpCriterion(moved.loss("meta"), interpolate_loss=moved.interpolate_loss)
+        with OnlyMeta(), large_logits(program.large):
+            criterion(moved.output.requires_grad_(), moved.target, moved.mix).sum().backward()
 
 
 def test_the_functions_read_no_value_and_move_nothing() -> None:
@@ -128,31 +86,6 @@ def test_the_functions_read_no_value_and_move_nothing() -> None:
             assert mix.share.is_meta
             for target in (labels(8), labels(8, 4, 4), meta(8, CLASSES), meta(8, CLASSES, 4, 4)):
                 mix_targets(target, mix, CLASSES)
-        MixUpCriterion(nn.BCEWithLogitsLoss(), interpolate_loss=False)(meta(8, CLASSES), labels(8))
-
-
-def plant_item(lam: Tensor) -> Tensor:
-    return lam * (2 if lam.sum().item() > 0 else 1)
-
-
-def plant_arange(lam: Tensor) -> Tensor:
-    return lam + torch.arange(1).to(lam.device)
-
-
-def plant_mask(lam: Tensor) -> Tensor:
-    mixed = lam < 1
-    lam[mixed] = 1 - lam[mixed]
-    return lam
-
-
-@pytest.mark.parametrize("plant", (plant_item, plant_arange, plant_mask))
-def test_a_read_a_move_or_a_mask_would_be_seen(plant: Callable[[Tensor], Tensor]) -> None:
-    class Faulty(MixUp):
-        def sample_lam(self, input: Tensor) -> Tensor:
-            return plant(super().sample_lam(input))
-
-    with pytest.raises((AssertionError, RuntimeError, NotImplementedError)), OnlyMeta():
-        Faulty(per_sample=True)(meta(8, 3))
 
 
 @pytest.mark.parametrize("lam, index", (("cpu", "meta"), ("meta", "cpu"), ("cpu", "cpu")))
@@ -160,6 +93,36 @@ def test_a_mix_follows_the_tensor_whichever_part_is_elsewhere(lam: str, index: s
     mix = Mix(torch.tensor(0.3, device=lam), torch.arange(8, device=index))
     for door, value in ((input_mix, meta(8, 3)), (target_mix, labels(8))):
         assert [part.device.type for part in door(value, mix)] == ["meta", "meta"]
+
+
+@pytest.mark.parametrize("shape", ((), (8,), (1, 1, 4), (8, 1, 4)), ids=str)
+def test_the_gradient_of_a_lam_that_moves_goes_with_it(shape: tuple[int, ...]) -> None:
+    mix = Mix(torch.rand(shape, requires_grad=True), torch.arange(8).roll(1))
+    loss = nn.MSELoss()
+    for value in (
+        mix_inputs(meta(8, 3, 4), mix),
+        mix_targets(meta(8, 3, 4), mix),
+        mix_targets(labels(8), mix, CLASSES),
+        mix_loss(loss, meta(8, 3, 4), meta(8, 3, 4), mix),
+        mix_cross_entropy(meta(8, CLASSES, 4), labels(8, 4), mix),
+    ):
+        assert value.requires_grad
+        assert value.is_meta
+
+
+@pytest.mark.parametrize("shape", ((), (8,), (1, 1, 4), (8, 1, 4)), ids=str)
+def test_each_part_of_a_target_stays_on_its_device(shape: tuple[int, ...]) -> None:
+    seen: list[Any] = []
+
+    def loss(output: Tensor, target: dict[str, Tensor]) -> Tensor:
+        seen.append([(name, part.device.type, part.dtype) for name, part in target.items()])
+        return output * target["here"]
+
+    target = {"here": meta(8), "there": torch.arange(8)}
+    for of in (MixUpCriterion(loss), partial(mix_loss, loss)):
+        value = of(meta(8), target, Mix(torch.rand(shape, requires_grad=True), torch.arange(8)))
+        assert (value.shape, value.device.type, value.requires_grad) == ((8,), "meta", True)
+    assert seen == 4 * [[("here", "meta", torch.float32), ("there", "cpu", torch.int64)]]
 
 
 # What a hidden layer costs
@@ -182,7 +145,7 @@ def test_backward_of_a_hidden_layer_takes_as_many_passes_in_either_layout(name: 
 
 
 @pytest.mark.usefixtures("fresh_compiler")
-@each_mixer
+@pytest.mark.parametrize("make", (MIXERS["choice"], MIXERS["choice_per_sample"]), ids=("choice", "choice_per_sample"))
 def test_the_graph_of_a_step_has_no_node_on_the_host(make: Callable[[], Mixer]) -> None:
     on_the_host: list[str] = []
 

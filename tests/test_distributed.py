@@ -19,7 +19,6 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 import torch.distributed as dist
@@ -303,8 +302,11 @@ def start(checkpoints: Path, epochs: int) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
+@pytest.mark.needs("psutil")
 @reads_checkpoints
 def test_a_killed_run_resumes_to_the_same_bits(tmp_path: Path) -> None:
+    import psutil
+
     killed = start(tmp_path / "killed", 1000)  # more than it can finish, however late it is killed
     while killed.poll() is None and not (tmp_path / "killed" / "epoch-1").exists():
         time.sleep(0.01)

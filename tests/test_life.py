@@ -5,27 +5,21 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import Phase, settings, stateful
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from mixup_nn import CutMix, Mix, Mixer, MixUp, MixUpCriterion, RandomChoice
 
-from .cases import (
-    LOSSES,
-    MIXERS,
-    loss_by_loops,
-    mixed_by_loops,
-    refused,
-    tenfold,
-    through_pickle,
-    through_torch_save,
-)
-from .reference import share
+from . import reference
+from .cases import MIXERS, refused, tenfold, through_pickle, through_torch_save
+from .strategies import OfParts, Weighed
 
 
 class Same(MixUp):
@@ -53,6 +47,16 @@ LIVES: dict[str, Callable[[], Mixer]] = {
     "own_lam": Uniform,
     "own_index": lambda: Mirrored(1.0, per_sample=True),
 }
+
+
+class Parts(OfParts):
+    """Squared errors times a weight for each sample, from a target in parts."""
+
+    def __init__(self) -> None:
+        super().__init__(partial(F.mse_loss, reduction="none"), "sum")
+
+
+KINDS = (nn.CrossEntropyLoss, nn.MSELoss, nn.BCEWithLogitsLoss, nn.NLLLoss, Parts)
 COPIES = (copy.deepcopy, through_pickle, through_torch_save)
 sizes, flags = st.sampled_from((2, 3, 4)), st.booleans()
 modes = st.sampled_from((None, True, False))
@@ -92,10 +96,6 @@ def mix_by_hand(size: int, kind: int) -> Mix:
     """A mix of each shape of lam, with partners that repeat."""
     lam = torch.rand(((), (size,), (1, 1, 3, 4), (size, 1, 3, 4))[kind])
     return Mix(lam, torch.randint(size, (size,)))
-
-
-def hits(output: Tensor, target: Tensor) -> Tensor:
-    return (output.argmax(1) == target).float()
 
 
 class Life(stateful.RuleBasedStateMachine):
@@ -152,7 +152,7 @@ class Life(stateful.RuleBasedStateMachine):
             assert seen is input
             assert torch.equal(torch.get_rng_state(), state)
             return
-        torch.testing.assert_close(seen, mixed_by_loops(input, drawn))
+        torch.testing.assert_close(seen, reference.mixed(input, drawn).float())
         self.own.drawn, lam, partners = drawn, drawn.lam, drawn.index.tolist()
         if isinstance(self.own.module, Mirrored):
             assert partners == list(range(size))[::-1]
@@ -171,7 +171,7 @@ class Life(stateful.RuleBasedStateMachine):
     def forward_with_a_mix(self, size: int, kind: int, set_by_hand: bool) -> None:
         input, mix = torch.randn(size, 2, 3, 4), mix_by_hand(size, kind)
         state = torch.get_rng_state()
-        torch.testing.assert_close(self.net.step(input, mix), mixed_by_loops(input, mix))
+        torch.testing.assert_close(self.net.step(input, mix), reference.mixed(input, mix).float())
         assert torch.equal(torch.get_rng_state(), state)
         if self.own.training:
             assert self.own.module.last_mix is mix
@@ -204,12 +204,15 @@ class Life(stateful.RuleBasedStateMachine):
         self.loss(size + (other == 0), mix_by_hand(size + (misfit == 0), kind) if other == 1 else None, GRADIENTS[grad])
 
     def loss(self, size: int, mix: Mix | None, grad: Any) -> None:
-        of_labels = self.kind is nn.CrossEntropyLoss or self.mode is False
+        of_labels = self.kind is nn.CrossEntropyLoss or (self.mode is False and self.kind is not Parts)
         labels = self.kind is nn.NLLLoss or (of_labels and bool(torch.rand(()) < 0.5))
         output = torch.randn(size, 3, requires_grad=True)
-        target = torch.randint(3, (size,)) if labels else torch.rand(size, 3)
+        target: Any = torch.randint(3, (size,)) if labels else torch.rand(size, 3)
+        target = {"weighed": Weighed(target, torch.rand(size))} if self.kind is Parts else target
         with grad():
             due, state, options = self.due(size, mix), torch.get_rng_state(), repr(vars(self.criterion.loss))
+            if self.kind is Parts and self.mode is False and due is not None:
+                due = [*due, ValueError, TypeError] if isinstance(due, list) else [ValueError, TypeError]
             if isinstance(due, list):
                 with refused(*due):
                     self.criterion(output, target, mix)
@@ -219,21 +222,16 @@ class Life(stateful.RuleBasedStateMachine):
             assert repr(vars(self.criterion.loss)) == options
             if due is None and (not labels or self.kind in (nn.CrossEntropyLoss, nn.NLLLoss)):
                 assert torch.equal(value, self.criterion.loss(output, target))
-            due = due or Mix(torch.tensor(1.0), torch.arange(size))
-            expected = self.scale * loss_by_loops(output, target, due, self.kind, self.mode)
-            torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-5)
+            expected = self.scale * self.by_the_oracle(output, target, due)
+            torch.testing.assert_close(value, expected.float(), rtol=1e-4, atol=1e-5)
         if value.requires_grad:
             both = (torch.autograd.grad(each, output)[0] for each in (value, expected))
             torch.testing.assert_close(*both, rtol=1e-4, atol=1e-5)
 
-    @stateful.rule(size=sizes, kind=kinds, grad=st.sampled_from(GRADIENTS))
-    def metric(self, size: int, kind: int, grad: Any) -> None:
-        output, target, mix = torch.randn(size, 3), torch.randint(3, (size,)), mix_by_hand(size, kind)
-        with grad():
-            value, plain = MixUpCriterion(hits)(output, target, mix), MixUpCriterion(hits)(output, target)
-        own, partner = hits(output, target), hits(output, target[mix.index])
-        lam = torch.stack([share(mix, i) for i in range(size)]).float()
-        torch.testing.assert_close((value, plain), (lam * own + (1 - lam) * partner, own))
+    def by_the_oracle(self, output: Tensor, target: Any, due: Mix | None) -> Tensor:
+        known = {"hard": self.kind is nn.NLLLoss, "cross_entropy": self.kind is nn.CrossEntropyLoss}
+        floats = reference.each_part(lambda part: part.double() if part.is_floating_point() else part, target)
+        return reference.criterion(reference.of_torch(self.kind()), output.double(), floats, due, self.mode, **known)
 
     # The criterion changed
 
@@ -246,7 +244,7 @@ class Life(stateful.RuleBasedStateMachine):
         self.link = {"own": self.own, "other": self.other, "none": None}[to]
         self.criterion.mixer = None if self.link is None else self.link.module
 
-    @stateful.rule(kind=st.sampled_from(tuple(LOSSES)), hooked=flags)
+    @stateful.rule(kind=st.sampled_from(KINDS), hooked=flags)
     def replace_the_loss(self, kind: type[nn.Module], hooked: bool) -> None:
         if kind is nn.NLLLoss and self.mode is False:
             with refused(ValueError):
@@ -272,11 +270,11 @@ class Life(stateful.RuleBasedStateMachine):
         copied, input = how(self.own.module), torch.randn(3, 2, 3, 4)
         assert (type(copied), repr(copied)) == (type(self.own.module), repr(self.own.module))
         assert (copied.training, copied.last_mix) == (self.own.training, None)
-        state = torch.get_rng_state()
-        output = copied(input)
+        assert how(self.own.module).train().last_mix is None
+        state, output = torch.get_rng_state(), copied(input)
         torch.set_rng_state(state)
         mix = self.own.module.sample(input)
-        torch.testing.assert_close(output, mixed_by_loops(input, mix) if self.own.training else input)
+        torch.testing.assert_close(output, reference.mixed(input, mix).float() if self.own.training else input)
 
     @stateful.rule(how=st.sampled_from(COPIES), what=st.sampled_from(("both", "model", "criterion", "shallow")))
     def copy_model_or_criterion(self, how: Callable[[Any], Any], what: str) -> None:

@@ -173,6 +173,7 @@ def test_a_program_is_right_and_the_line_that_one_writes_first_is_not(heading: s
         assert any(gradient.any() for gradient in gradients[1])
 
 
+@pytest.mark.needs("transformers")
 def test_a_text_model_of_a_library_gets_the_union_of_both_masks() -> None:
     library = pytest.importorskip("transformers")
     sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}

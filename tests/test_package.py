@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib
-import io
 import re
 import shutil
 import sys
@@ -12,33 +10,43 @@ import tarfile
 import types
 import zipfile
 from collections.abc import Iterator
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import hatchling.build as build
 import pytest
 import torch
-from accelerate.state import AcceleratorState  # type: ignore[import-untyped]
 
 import mixup_nn
 from mixup_nn import CutMix, MixUp
-from mixup_nn.functional import mix_inputs
+
+from .conftest import imports
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 LAYERS = ("_mix", "sampling", "_losses", "functional", "_modules", "_criterion", "__init__")
 FENCE = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
+NEEDS = re.compile(r"^```python\n# needs (\w+)$", re.MULTILINE)
+NEEDED = [(page, package) for page in PAGES for package in sorted(set(NEEDS.findall((ROOT / page).read_text())))]
+PAGES_AND_PACKAGES = [
+    pytest.param("README.md", None, marks=pytest.mark.xdist_group("inductor")),
+    *((page, None) for page in PAGES[1:]),
+    *(pytest.param(page, package, marks=pytest.mark.needs(package)) for page, package in NEEDED),
+]
+builds = pytest.mark.needs("hatchling", "hatch_fancy_pypi_readme")
 
 
 def test_public_names() -> None:
-    assert mixup_nn.__all__ == [
-        "CutMix", "Mix", "MixUp", "MixUpCriterion", "Mixer", "RandomChoice", "functional", "sampling",
-    ]  # fmt: skip
-    assert mixup_nn.functional.__all__ == ["mix_cross_entropy", "mix_inputs", "mix_loss", "mix_targets", "mixup_batch"]
-    assert mixup_nn.sampling.__all__ == ["sample_beta", "sample_cutmix", "sample_mixup"]
-    for module in (mixup_nn, mixup_nn.functional, mixup_nn.sampling):
-        assert all(hasattr(module, name) for name in module.__all__)
+    names = {
+        "": "CutMix Mix MixUp MixUpCriterion Mixer RandomChoice functional sampling",
+        "functional": "mix_cross_entropy mix_inputs mix_loss mix_targets mixup_batch",
+        "sampling": "sample_beta sample_cutmix sample_mixup",
+    }
+    for name, public in names.items():
+        module = getattr(mixup_nn, name) if name else mixup_nn
+        assert module.__all__ == public.split()
+        assert all(hasattr(module, each) for each in module.__all__)
 
 
 def test_version_is_that_of_the_distribution_the_changelog_and_the_citation() -> None:
@@ -62,7 +70,10 @@ def test_imports_run_one_way() -> None:
                 assert all(name in LAYERS[:rank] for name in names)
 
 
+@builds
 def test_wheel_and_sdist_hold_the_package_and_no_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hatchling import build
+
     monkeypatch.chdir(ROOT)
     with zipfile.ZipFile(tmp_path / build.build_wheel(str(tmp_path))) as wheel:
         files = {name for name in wheel.namelist() if ".dist-info/" not in name}
@@ -70,14 +81,16 @@ def test_wheel_and_sdist_hold_the_package_and_no_pictures(tmp_path: Path, monkey
 
     with tarfile.open(tmp_path / build.build_sdist(str(tmp_path))) as sdist:
         files = {name.partition("/")[2] for name in sdist.getnames()}
-    assert files >= {"mixup_nn/py.typed", "README.md", "LICENSE", "CHANGELOG.md", "docs/guide.md", "pyproject.toml"}
-    assert files >= {"tests/test_package.py", "examples/common.py"}
+    assert files >= {"mixup_nn/py.typed", "LICENSE", "CHANGELOG.md", "docs/guide.md", "tests/test_package.py"}
     assert not [name for name in files if name.endswith(".png") or name.startswith((".ci", ".github", "out/"))]
 
 
+@builds
 def test_links_of_the_readme_lead_to_the_repository_on_a_package_index(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from hatchling import build
+
     monkeypatch.chdir(tmp_path)
     for name in ("LICENSE", "README.md"):
         shutil.copy(ROOT / name, name)
@@ -99,68 +112,61 @@ def test_links_of_the_readme_lead_to_the_repository_on_a_package_index(
         assert not link.startswith("https://host/") or link.startswith(f"https://host/{'raw' if bang else 'blob'}/")
 
 
-# Pages
-
-
 @pytest.fixture
 def no_accelerator() -> Iterator[None]:
     """Accelerate keeps its settings for the whole process."""
-    AcceleratorState._reset_state(reset_partial_state=True)
     yield
-    AcceleratorState._reset_state(reset_partial_state=True)
+    if module := sys.modules.get("accelerate.state"):
+        module.AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def imports(package: str) -> bool:
-    try:
-        importlib.import_module(package)
-    except (ImportError, RuntimeError):  # one built for another torch raises the latter
-        return False
-    return True
+def blocks_of(page: str, *only: str) -> Iterator[str]:
+    """The code blocks of a page at their lines, or those with one of the strings.
+
+    One that begins with ``# needs package`` must be asked for, and is left out where the package does not import.
+    """
+    text = (ROOT / page).read_text()
+    for block in FENCE.finditer(text):
+        needed = NEEDS.match(block[0])
+        chosen = any(string in block[1] for string in only) if only else not needed
+        if chosen and (not needed or imports(needed[1])):
+            yield "\n" * text[: block.start(1)].count("\n") + block[1]
 
 
 def run_blocks(page: str, *only: str) -> dict[str, Any]:
-    """Run the blocks of a page in order, all or those that hold one of the strings, and return what they define.
-
-    One that begins with ``# needs package`` is left out where the package does not import.
-    """
+    """Run blocks of a page in order, and return what they define."""
     name = re.sub(r"\W", "_", page)
     module = sys.modules[name] = types.ModuleType(name)  # a module, so that what is defined can be pickled
-    text = (ROOT / page).read_text()
-    for block in FENCE.finditer(text):
-        needed = re.match(r"# needs (\w+)\n", block[1])
-        if (not only or any(string in block[1] for string in only)) and (not needed or imports(needed[1])):
-            lines_before = "\n" * text[: block.start(1)].count("\n")
-            exec(compile(lines_before + block[1], page, "exec"), module.__dict__)
+    for block in blocks_of(page, *only):
+        exec(compile(block, page, "exec"), module.__dict__)
     return module.__dict__
 
 
-@pytest.mark.filterwarnings("default")  # those of other libraries
 @pytest.mark.usefixtures("no_accelerator", "fresh_compiler")
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page, package", PAGES_AND_PACKAGES)
 def test_every_code_block_of_the_pages_runs_and_prints_what_it_says(
-    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    page: str, package: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    run_blocks(page)
-    claims = re.findall(r"^ *print\(.*\)  # (.*)$", (ROOT / page).read_text(), re.MULTILINE)
+    if page != "README.md":  # tests of kernels compile more than these pages do
+        monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    only = ("import torch\n", f"# needs {package}\n") if package else ()
+    run_blocks(page, *only)
+    claims = re.findall(r"^ *print\(.*\)  # (.*)$", "".join(blocks_of(page, *only)), re.MULTILINE)
     assert claims or page != "README.md"
     printed = iter(capsys.readouterr().out.splitlines())
     assert all(claim in printed for claim in claims)  # in this order
 
 
-def prose(page: Path) -> str:
-    return FENCE.sub("", page.read_text())
-
-
 def anchors(page: Path) -> set[str]:
     """The names that a page's headings get, as GitHub makes them."""
-    headings = re.findall(r"^#+ (.*)$", prose(page), re.MULTILINE)
+    headings = re.findall(r"^#+ (.*)$", FENCE.sub("", page.read_text()), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("page", [*PAGES, "CHANGELOG.md", "CONTRIBUTING.md", "tests/README.md"])
 def test_links_between_the_pages_lead_somewhere(page: str) -> None:
-    for link in re.findall(r"\]\(([^)]+)\)", prose(ROOT / page)):
+    for link in re.findall(r"\]\(([^)]+)\)", FENCE.sub("", (ROOT / page).read_text())):
         if "://" not in link:
             path, _, anchor = link.partition("#")
             target = (ROOT / page).parent / path if path else ROOT / page
@@ -168,77 +174,26 @@ def test_links_between_the_pages_lead_somewhere(page: str) -> None:
             assert not anchor or anchor in anchors(target), link
 
 
-def test_torchvision_transforms_around_it() -> None:
-    try:
-        from torchvision.transforms import v2
-    except (ImportError, RuntimeError) as error:  # a torchvision built for another torch raises the latter
-        pytest.skip(f"torchvision does not import: {error}")
-    mixup = MixUp(1.0)
-    input = torch.rand(4, 3, 8, 8)
-    output = v2.Compose([v2.Normalize([0.5] * 3, [0.25] * 3), mixup])(input)
-    assert mixup.last_mix is not None
-    torch.testing.assert_close(output, mix_inputs((input - 0.5) / 0.25, mixup.last_mix))
-
-
-# Recipes
-
-
-@pytest.mark.parametrize("hook, keyword", (("mix_first", False), ("mix_pixel_values", True)))
-def test_model_eval_reaches_a_hooked_mixer_and_the_model_can_be_saved(hook: str, keyword: bool) -> None:
-    guide = run_blocks("docs/guide.md", "import torch\n", f"def {hook}(", "class Backbone")
-    model, input = guide["Backbone"](), torch.rand(4, 3, 8, 8)
-    names = list(model.state_dict())
-    model.mixup = MixUp(1.0)
-    model.register_forward_pre_hook(guide[hook], with_kwargs=keyword)
-    assert list(model.state_dict()) == names
-
-    file = io.BytesIO()
-    torch.save(model, file)
-    file.seek(0)
-    for each in (model, torch.load(file, weights_only=False)):
-        output = each(pixel_values=input) if keyword else each(input)
-        torch.testing.assert_close(output, each.body(mix_inputs(input, each.mixup.last_mix)))
-        each.eval()
-        assert torch.equal(each(pixel_values=input) if keyword else each(input), each.body(input))
-
-
-@pytest.mark.parametrize(
-    "mixup, cutmix, kinds, weights",
-    (
-        (0.8, 1.0, [MixUp, CutMix], (0.75, 0.25)),
-        (0.0, 1.0, [CutMix], (1.0,)),  # a MixUp(0) in the choice would leave half the batches unmixed
-        (0.8, 0.0, [MixUp], (1.0,)),
-        (0.0, 0.0, [MixUp], (1.0,)),
-    ),
-)
 @pytest.mark.parametrize("mode", ("batch", "elem"))
+@pytest.mark.parametrize(
+    "mixup, cutmix, alphas, weights",  # a MixUp(0) beside CutMix would leave half the batches unmixed
+    ((0.8, 1.0, [0.8, 1.0], (0.75, 0.25)), (0, 1.0, [1.0], None), (0.8, 0, [0.8], None), (0, 0, [0.0], None)),
+)
 def test_flags_of_timm_become_a_choice_of_the_mixers_that_are_on(
-    mixup: float, cutmix: float, kinds: list[type], weights: tuple[float, ...], mode: str
+    mixup: float, cutmix: float, alphas: list[float], weights: tuple[float, ...] | None, mode: str
 ) -> None:
     page = run_blocks("docs/coming-from.md", "import torch\n", "def mixer_of_flags")
     flags = timm_flags(mixup=mixup, cutmix=cutmix, mixup_prob=0.9, mixup_switch_prob=0.25, mixup_mode=mode)
     choice = page["mixer_of_flags"](flags)
-    assert [type(mixer) for mixer in choice.mixers] == kinds
-    assert [mixer.alpha for mixer in choice.mixers] == ([alpha for alpha in (mixup, cutmix) if alpha] or [0.0])
-    assert (choice.weights, choice.p) == (weights, 0.9)
-    input = torch.rand(4, 3, 8, 8)
-    if mixup or cutmix:
-        assert all(each.per_sample is (mode == "elem") for each in (choice, *choice.mixers))
-    else:
-        assert torch.equal(choice(input), input)
-
-
-@pytest.mark.parametrize("flags", ({"mixup_mode": "pair"}, {"cutmix_minmax": [0.2, 0.8]}))
-def test_flags_of_timm_that_no_mixer_of_the_package_has_are_refused(flags: dict[str, Any]) -> None:
-    page = run_blocks("docs/coming-from.md", "import torch\n", "def mixer_of_flags")
-    with pytest.raises(ValueError, match="expected --mixup-mode batch or elem and no --cutmix-minmax"):
-        page["mixer_of_flags"](timm_flags(mixup=0.8, **flags))
+    assert [type(each) for each in choice.mixers] == [MixUp] * (len(alphas) - bool(cutmix)) + [CutMix] * bool(cutmix)
+    assert ([mixer.alpha for mixer in choice.mixers], choice.weights, choice.p) == (alphas, weights, 0.9)
+    assert all(each.per_sample is (mode == "elem") for each in (choice, *(choice.mixers if any(alphas) else ())))
+    for refused in {"mixup_mode": "pair"}, {"cutmix_minmax": [0.2, 0.8]}:
+        with pytest.raises(ValueError, match="expected --mixup-mode batch or elem and no --cutmix-minmax"):
+            page["mixer_of_flags"](types.SimpleNamespace(**{**vars(flags), **refused}))
 
 
 def timm_flags(**given: Any) -> types.SimpleNamespace:
     """The flags that timm's train.py has for mixing, with its defaults."""
-    flags = {
-        "mixup": 0.0, "cutmix": 0.0, "cutmix_minmax": None,
-        "mixup_prob": 1.0, "mixup_switch_prob": 0.5, "mixup_mode": "batch",
-    }  # fmt: skip
-    return types.SimpleNamespace(**{**flags, **given})
+    flags = {"mixup": 0.0, "cutmix": 0.0, "mixup_prob": 1.0, "mixup_switch_prob": 0.5, "mixup_mode": "batch"}
+    return types.SimpleNamespace(**{**flags, "cutmix_minmax": None, **given})

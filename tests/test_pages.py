@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from kornia.losses import BinaryFocalLossWithLogits
 from sklearn.metrics import f1_score  # type: ignore[import-untyped]
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -62,7 +61,7 @@ def test_a_mixer_that_is_an_attribute_is_off_in_validation() -> None:
     assert list(page["model"].children())[-1] is page["mixer"]
 
 
-@pytest.mark.filterwarnings("default")
+@pytest.mark.needs("transformers", "accelerate")
 @pytest.mark.usefixtures("no_accelerator")
 def test_hugging_face_trains_the_last_epochs_unmixed(tmp_path: Path) -> None:
     from transformers import Trainer, TrainingArguments
@@ -206,7 +205,6 @@ def test_metrics_of_an_epoch_count_both_labels_with_their_shares(seed: int) -> N
     torch.testing.assert_close(float(f1_score(labels, scores > 0, sample_weight=weights)), float(f1))
 
 
-@pytest.mark.filterwarnings("default")
 def test_a_drawn_batch_shows_both_labels_with_their_shares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     page = guide("import matplotlib", mixer=CutMix(per_sample=True))
@@ -247,7 +245,10 @@ def test_a_label_map_of_floats_is_exact_under_cutmix_where_targets_are_interpola
     torch.testing.assert_close(loss, dice(output, hard))
 
 
+@pytest.mark.needs("kornia")
 def test_focal_losses_of_kornia_are_linear_and_the_usual_one_is_not() -> None:
+    from kornia.losses import BinaryFocalLossWithLogits
+
     def focal(output: Tensor, tags: Tensor) -> Tensor:  # torchvision's
         losses, p = F.binary_cross_entropy_with_logits(output, tags, reduction="none"), output.sigmoid()
         return (losses * (1 - p * tags - (1 - p) * (1 - tags)) ** 2).mean(1)

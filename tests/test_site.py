@@ -18,9 +18,7 @@ from filelock import FileLock  # torch needs it too
 
 import mixup_nn
 
-for module in ("furo", "latex2mathml", "myst_parser", "sphinx", "sphinx_copybutton"):
-    pytest.importorskip(module, reason="needs the extra docs")
-
+pytestmark = pytest.mark.needs("furo", "latex2mathml", "myst_parser", "sphinx", "sphinx_copybutton")
 ROOT = Path(__file__).parent.parent
 SITE = ROOT / "build" / "site"  # where CI takes it from
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -18,15 +18,13 @@ from mixup_nn import Mix, MixUp, MixUpCriterion
 from mixup_nn.sampling import sample_mixup
 
 from .cases import RANKS, applied, results_of_ranks
-from .test_package import imports, no_accelerator, run_blocks, timm_flags
+from .test_package import no_accelerator, run_blocks, timm_flags
 
 __all__ = ["no_accelerator"]
 Hook = Callable[[int], None]
 INPUT, TARGET = torch.rand(8, 4), torch.randint(3, (8,))
 LOADER = DataLoader(TensorDataset(INPUT, TARGET), batch_size=4)
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated"),  # Lightning's own use of it
-    pytest.mark.filterwarnings("ignore:The least populated class in y"),  # skorch splits the 32 samples of the page
     pytest.mark.filterwarnings("ignore:Cannot split tensor of length 8"),  # Composer's, of a last batch
     pytest.mark.usefixtures("no_accelerator", "in_tmp_path"),
 ]
@@ -37,15 +35,10 @@ def in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # trainers write into the current directory
 
 
-def needed(module: str) -> Any:
-    """The module, if its package imports; else the test skips."""
-    if not imports(module.partition(".")[0]):
-        pytest.skip(f"{module} does not import")
-    return importlib.import_module(module)
+needed: Callable[[str], Any] = importlib.import_module
 
 
 def blocks_that_need(package: str, page: str = "trainers") -> dict[str, Any]:
-    needed(package)
     return run_blocks(f"docs/{page}.md", "import torch\n", f"# needs {package}\n")
 
 
@@ -153,10 +146,9 @@ TRAINERS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("package", TRAINERS)
+@pytest.mark.parametrize("package", [pytest.param(name, marks=pytest.mark.needs(name)) for name in TRAINERS])
 @pytest.mark.parametrize("off", ("p", "mode"))
 def test_p_turns_mixing_off_in_every_trainer_and_eval_mode_in_lightning_alone(package: str, off: str) -> None:
-    needed(package)
     model = Net()
 
     def before(epoch: int) -> None:
@@ -181,6 +173,7 @@ class Seeded(MixUp):
         return sample_mixup(len(input), 1.0, generator=torch.Generator().manual_seed(int(1e6 * input.sum())))
 
 
+@pytest.mark.needs("composer")
 def test_composer_trains_to_the_weights_of_a_plain_loop_and_keeps_the_keys() -> None:
     mixed, mixer, net = blocks_that_need("composer")["Mixed"], Seeded(), nn.Linear(4, 3)
     model = mixed(copy.deepcopy(net), Seeded(), num_classes=3)
@@ -195,6 +188,7 @@ def test_composer_trains_to_the_weights_of_a_plain_loop_and_keeps_the_keys() -> 
     torch.testing.assert_close(model.state_dict(), weights)
 
 
+@pytest.mark.needs("monai")
 def test_segmentation_with_monai_takes_the_label_of_each_voxels_source() -> None:
     page = blocks_that_need("monai", "coming-from")
     segmenter, criterion, volume, labels = (page[name] for name in ("segmenter", "criterion", "volume", "labels"))
@@ -206,6 +200,7 @@ def test_segmentation_with_monai_takes_the_label_of_each_voxels_source() -> None
         output = segmenter.eval()(volume)  # then the plain loss
 
 
+@pytest.mark.needs("skorch")
 def test_skorch_trains_on_the_mixture_and_returns_probabilities_also_when_cloned() -> None:
     page = blocks_that_need("skorch")
     images, labels, (input, target) = page["images"], page["labels"], page["data"].tensors
@@ -218,6 +213,7 @@ def test_skorch_trains_on_the_mixture_and_returns_probabilities_also_when_cloned
             torch.testing.assert_close(net.get_loss(output, labels), expected)
 
 
+@pytest.mark.needs("fastai")
 def test_fastai_returns_probabilities() -> None:
     learners, loaders = needed("fastai.learner"), needed("fastai.data.core").DataLoaders(LOADER, LOADER)
     model = Net()
@@ -230,6 +226,7 @@ def test_fastai_returns_probabilities() -> None:
 # Loaders, and an attribute of a Sequential
 
 
+@pytest.mark.needs("accelerate")
 def test_accelerate_joins_a_mix_as_if_it_held_samples() -> None:
     concatenate, mixes = needed("accelerate.utils").concatenate, [sample_mixup(4, per_sample=True) for _ in range(2)]
     assert torch.equal(concatenate(mixes).index[4:], mixes[1].index)  # samples of the first batch
@@ -276,7 +273,7 @@ def hugging_face_step(folder: str) -> tuple[Tensor, Tensor]:
     return before - net.weight.detach(), expected
 
 
+@pytest.mark.needs("transformers", "accelerate")
 def test_hugging_face_gradients_are_the_plain_ones_over_accumulation_steps_and_processes(tmp_path: Path) -> None:
-    needed("transformers")
     for gradients in results_of_ranks(partial(hugging_face_step, str(tmp_path)), tmp_path):
         torch.testing.assert_close(*gradients)

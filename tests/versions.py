@@ -23,6 +23,7 @@ class Since:
         return pytest.mark.skipif(not self, reason=f"before torch {self.version} {self.why}")
 
 
+ANY_BATCH_SIZE = Since("2.10", "export specialises a batch of one")
 EXPORT_RESTORES = Since("2.10", "export does not put last_mix back")
 COPIES_OF_A_LOSS = Since("2.12", "Dynamo does not trace the copy of a loss that is taken without reduction")
 PROPERTIES_OF_A_MIX = Since("2.13", "Dynamo does not trace mix.share, a property of a named tuple")
