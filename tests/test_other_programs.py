@@ -139,9 +139,8 @@ PROGRAMS: dict[str, Callable[[Any], Pair]] = {
     "MoCo and labels of 0": lambda p: read(p, p.keys, lambda keys: torch.cat(
         ((p.model(p.mixed) @ keys.T).diagonal()[:, None], p.model(p.mixed) @ p.queue.T), 1), lambda _: 0 * p.y),
     "CLIP: both directions": lambda p: [
-        entropy(p.logits, NUMBERS, p.mix) + back for back in (
-            entropy(p.logits.T, NUMBERS, p.mix._replace(index=p.mix.index.argsort())),  # the inverse permutation
-            p.follows(p.logits.T, NUMBERS))],
+        entropy(p.logits, NUMBERS, p.mix) + back for back in (  # of the inverse permutation
+            entropy(p.logits.T, NUMBERS, p.mix._replace(index=p.mix.index.argsort())), p.follows(p.logits.T, NUMBERS))],
     "Weights of samples": lambda p: (
         blend(NUMBERS, p.mix, lambda i: p.weight[i] * entropies(p.model(p.mixed), p.y[i])).mean(),
         (p.weight * blend(p.y, p.mix, lambda y: entropies(p.model(p.mixed), y))).mean()),
