@@ -137,13 +137,12 @@ def sharded_logits(page: dict[str, Any], mesh: DeviceMesh) -> dict[str, tuple[Te
     plain, smooth = (MixUpCriterion(nn.CrossEntropyLoss(label_smoothing=value)) for value in (0.0, 0.1))
     ways: dict[str, Any] = {
         "loss_parallel": lambda logits: page["class_parallel_loss"](logits, LABELS, MIX),
-        "module": lambda logits: loss_parallel()(trained)(plain, logits),
         "full_tensor": lambda logits: trained(plain, logits.full_tensor()),
         "to_local": lambda logits: trained(plain, logits.to_local()),
     }
     leaves = {name: distribute_tensor(LOGITS, mesh, [Shard(1)]).requires_grad_() for name in ways}
     with pytest.raises(RuntimeError):  # torch has no smoothing there
-        loss_parallel()(trained)(smooth, leaves["module"])
+        loss_parallel()(trained)(smooth, leaves["loss_parallel"])
     return {name: (full(way(leaves[name])), full(leaves[name].grad)) for name, way in ways.items()}
 
 
@@ -262,7 +261,7 @@ def test_class_sharded_logits_are_right_under_loss_parallel_or_gathered(ranks: l
     own, partner = (F.cross_entropy(logits, y) for y in (LABELS, LABELS[MIX.index]))
     loss = MIX.lam * own + (1 - MIX.lam) * partner
     loss.backward()
-    for name in ("loss_parallel", "module", "full_tensor"):
+    for name in ("loss_parallel", "full_tensor"):
         torch.testing.assert_close(found[name], (loss.detach(), logits.grad))
     assert f"{found['to_local'][0]:.2f} for {loss:.2f}" == "1.08 for 1.76"
 
