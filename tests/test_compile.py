@@ -70,7 +70,7 @@ def cases() -> list[Case]:
         of_kinds = given(programs(dtypes=DTYPES, kinds=kinds))(collect)
         settings(max_examples=share * settings().max_examples, phases=[Phase.generate], database=None)(of_kinds)()
     random, chosen, left = Random(0), [], {i: case.pairs() for i, case in enumerate(pool)}
-    for _ in range(settings().max_examples * 3 // 2):
+    for _ in range(settings().max_examples):
         best = max(random.sample(sorted(left), 60), key=lambda i: len(left[i]))
         seen = left.pop(best)
         left = {i: pairs - seen for i, pairs in left.items()}
@@ -160,7 +160,7 @@ def test_whole_programs_are_as_in_eager_mode(part: int) -> None:
 def test_whole_programs_of_any_size_are_as_in_eager_mode() -> None:
     with torch._functorch.config.patch(donated_buffer=False):  # each loss of a graph has a backward of its own
         chosen = [case for case in cases() if case.program.kind.module is not nn.MultiLabelMarginLoss]  # wrong there
-        assert_compiled_as_eager(chosen[::12], "aot_eager", dynamic=True)
+        assert_compiled_as_eager(chosen[::15], "aot_eager", dynamic=True)
 
 
 # In programs
@@ -168,8 +168,8 @@ def test_whole_programs_of_any_size_are_as_in_eager_mode() -> None:
 
 @each_size
 def test_targets_and_their_parts_are_mixed_in_one_graph(dynamic: bool | None) -> None:
-    model, (input, target) = Steps(), batch()
-    step = compiled(model, backend="aot_eager", dynamic=dynamic)
+    model, (input, target) = Steps(*("mixup_per_sample", "choice") if dynamic else ()), batch()
+    step = compiled(model, backend="aot_eager" if dynamic else "eager", dynamic=dynamic)
     for training in (True, False):
         model.train(training)
         results = step(input, target)
@@ -224,11 +224,11 @@ def test_transforms_around_mixers_and_the_functional_form_are_in_the_same_graph(
 @each_size
 def test_batch_sizes_and_modes_cost_the_graphs_of_the_plain_model(dynamic: bool | None) -> None:
     counts = []
-    for names in (("mixup", "cutmix_per_sample", "choice_per_sample"), ()):
+    for names in (("cutmix_per_sample", "choice_per_sample"), ()):
         torch._dynamo.reset()
         model = Steps(*names)
         step, graphs = Counted(model if names else model.plain, "aot_eager", dynamic=dynamic), []
-        for training, sizes in ((True, (16, 16, 8, 4, 2, 1)), (False, (16, 2, 1)), (True, (8, 2))):
+        for training, sizes in ((True, (16, 16, 8, 2, 1)), (False, (16, 1)), (True, (8,))):
             model.train(training)
             graphs.append([step.graphs_after(*batch(size)) for size in sizes])
         counts.append(graphs)
