@@ -88,6 +88,11 @@ def test_the_functions_read_no_value_and_move_nothing() -> None:
                 mix_targets(target, mix, CLASSES)
 
 
+def test_a_target_of_mixup_batch_stays_on_its_device() -> None:
+    _, permuted, _ = mixup_batch(torch.randn(4, 2), torch.empty(4, device="meta"))
+    assert permuted.is_meta
+
+
 @pytest.mark.parametrize("lam, index", (("cpu", "meta"), ("meta", "cpu"), ("cpu", "cpu")))
 def test_a_mix_follows_the_tensor_whichever_part_is_elsewhere(lam: str, index: str) -> None:
     mix = Mix(torch.tensor(0.3, device=lam), torch.arange(8, device=index))

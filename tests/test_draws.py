@@ -361,7 +361,9 @@ def law(mixer: Mixer) -> Law:
     """The probability of each pair of weights of two samples, by recursion over what is chosen."""
     drawn: defaultdict[tuple[float, float], float] = defaultdict(float)
     if isinstance(mixer, RandomChoice):
-        laws, own = [law(entry) for entry in mixer.mixers if isinstance(entry, Mixer)], mixer.per_sample
+        rests = [mixer.training and not entry.training for entry in mixer.mixers]
+        laws = [{(1.0, 1.0): 1.0} if rest else law(entry) for rest, entry in zip(rests, mixer.mixers, strict=True)]
+        own = mixer.per_sample
         weights = [weight / sum(each) for each in [mixer.weights or [1] * len(laws)] for weight in each]
         for j, k in itertools.product(range(len(laws)), repeat=2):
             if j == k:
@@ -403,6 +405,12 @@ def random_tree(seed: int, depth: int = 2) -> Mixer:
     return RandomChoice([grow(depth - 1) for _ in range(1 + seed % 3)], p=0.7, per_sample=seed % 2 == 0)
 
 
+def resting(choice: RandomChoice, entry: int) -> RandomChoice:
+    """The choice, with an entry in eval mode."""
+    choice.mixers[entry].eval()
+    return choice
+
+
 A, B, C = 0.25, 0.5, 0.75
 TREES: dict[str, Mixer] = {
     "five with weights": RandomChoice([Coin(k / 8) for k in range(5)], (1, 0, 3, 0.5, 2)),
@@ -418,6 +426,12 @@ TREES: dict[str, Mixer] = {
     "one map, gate of each": RandomChoice([Coin(A, maps=True)], p=0.5, per_sample=True),
     "choices of each": RandomChoice([RandomChoice([Coin(A), Coin(B)], per_sample=True), Coin(C)], (2, 1)),
     "each of choices": RandomChoice([RandomChoice([Coin(A), Coin(B)], p=0.5), Coin(C)], (2, 1), per_sample=True),
+    "gates of entries, chosen by each": RandomChoice(
+        [Coin(A, p=0.5), Coin(B, p=0.2, maps=True)], (2, 1), per_sample=True
+    ),
+    "one at rest": resting(RandomChoice([Coin(A), Coin(B), Coin(C)], (2, 1, 1), per_sample=True), 0),
+    "a choice at rest": resting(RandomChoice([RandomChoice([Coin(A), Coin(B)]), Coin(C)], (2, 1)), 0),
+    "in eval mode": RandomChoice([RandomChoice([Coin(A), Coin(B, p=0.5)]), Coin(C)], p=0.7).eval(),
     **{f"random {seed}": random_tree(seed) for seed in range(6)},
 }
 FEW: dict[str, tuple[Mixer, bool]] = {  # whether two samples are independent
@@ -615,3 +629,21 @@ def test_draws_are_made_on_the_device_of_the_input(here: str, elsewhere: str) ->
         default = sample_mixup(4, p=0.5), cutmix(4, p=0.5), Mix(sample_beta(1.0), sample_mixup(3).index)
     assert {value.device.type for mix in mixes for value in mix} == {here}
     assert {value.device.type for mix in default for value in mix} == {elsewhere}
+
+
+@pytest.mark.parametrize("spatial_dims", (1, 2, 3))
+@pytest.mark.parametrize("per_sample", (False, True))
+def test_the_function_cuts_as_many_dimensions_as_the_mixer(spatial_dims: int, per_sample: bool) -> None:
+    input = torch.empty(16, 2, 4, 6, 9)
+    drawn = after_seed(1, sample_cutmix, input.shape, per_sample=per_sample, spatial_dims=spatial_dims)
+    assert equal(drawn, after_seed(1, CutMix(per_sample=per_sample, spatial_dims=spatial_dims).sample, input))
+    assert drawn.lam.shape == (16 if per_sample else 1, 1, *[1] * (3 - spatial_dims), *input.shape[5 - spatial_dims :])
+
+
+def test_a_box_may_be_anywhere_in_a_long_sound() -> None:
+    """Half precision counts no odd numbers beyond 2048, and nothing beyond 65504."""
+    size = 2**17
+    inside = sample_cutmix((200, 1, size), per_sample=True).lam[:, 0] == 0
+    for place in (0, size // 2, size - 1):
+        assert 20 < int(inside[:, place].sum()) < 180
+    assert len((inside.int().diff(dim=1).nonzero()[:, 1] % 64).unique()) > 50  # and ends at any position

@@ -372,3 +372,22 @@ def test_parts_are_kept_as_they_came() -> None:
         assert torch.equal(kept["b"].labels, LABELS[index])
         assert torch.equal(kept["b"].weight, LABELS[index] > 0)
         assert torch.equal(kept["a"]["x"], DENSE.half()[index])
+
+
+class Mirrored(RandomChoice):
+    def sample_index(self, input: Tensor) -> Tensor:
+        return torch.arange(len(input)).flip(0)
+
+
+class Halves(Mixer):
+    def sample(self, input: Tensor) -> Mix:  # which answers for p itself
+        return Mix(torch.tensor(0.5), torch.arange(len(input)).flip(0))
+
+
+@pytest.mark.parametrize("mixer", (Mirrored([MixUp(), CutMix()]), Mirrored([MixUp()], per_sample=True), Halves(p=0.0)))
+def test_partners_and_draws_of_ones_own_are_what_a_call_applies(mixer: Mixer) -> None:
+    input, flipped = torch.randn(4, 2, 3, 3), torch.tensor([3, 2, 1, 0])
+    mixed, (lam, index) = mixer(input), applied(mixer)
+    assert torch.equal(index, flipped)
+    assert torch.equal(mixed, mix_inputs(input, Mix(lam, flipped)))
+    assert not isinstance(mixer, Halves) or torch.equal(lam, torch.tensor(0.5))

@@ -299,15 +299,17 @@ def test_both_modes_agree_for_losses_linear_in_the_target_alone(kind: Kind) -> N
 # mixup_batch
 
 
-@given(batches(empty=False), seeds)
-def test_mixup_batch_is_the_draw_of_sample_mixup(batch: tuple[Tensor, Mix], seed: int) -> None:
-    input, target = batch[0], torch.randn(len(batch[0]), 2)
+@given(batches(empty=False), seeds, st.sampled_from((0, 0.2, 8.0)), st.sampled_from((torch.float32, torch.bool)))
+def test_mixup_batch_is_the_draw_of_sample_mixup(
+    batch: tuple[Tensor, Mix], seed: int, alpha: float, dtype: torch.dtype
+) -> None:
+    input, target = batch[0], torch.randint(5, (len(batch[0]), 2)).to(dtype)
     torch.manual_seed(seed)
-    mix = sample_mixup(len(input), 0.2)
+    mix = sample_mixup(len(input), alpha)
     torch.manual_seed(seed)
-    mixed, permuted, mixing = mixup_batch(input, target)
+    mixed, permuted, mixing = mixup_batch(input, target, alpha)
     assert torch.equal(mixed, mix_inputs(input, mix))
-    assert torch.equal(permuted, target[mix.index])
+    assert (permuted.dtype, permuted.tolist()) == (dtype, target[mix.index].tolist())
     assert torch.equal(mixing, 1 - mix.lam)
 
 
