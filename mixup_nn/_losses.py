@@ -119,7 +119,7 @@ def mix_cross_entropy(
     Raises:
         TypeError: ``target`` is not a tensor, or ``mix`` is not a :class:`~mixup_nn.Mix`.
         ValueError: shapes that do not fit each other; an unknown ``reduction``, a ``label_smoothing`` outside [0, 1].
-        RuntimeError: class weights of another dtype; what torch refuses, such as a target that is not int64.
+        RuntimeError: class weights of another dtype or number; what torch refuses, such as a target of int32.
 
     Example:
         >>> import torch
@@ -265,8 +265,9 @@ def _log_softmax(input: Tensor, small: bool) -> tuple[Tensor, torch.dtype]:
 
 def _as_class_weights(weight: Tensor, input: Tensor, dtype: torch.dtype) -> Tensor:
     """Class weights in the ``dtype`` of the log-probabilities; another than the logits' torch takes under autocast."""
-    if weight.dtype != input.dtype and (torch.float64 in (weight.dtype, input.dtype) or not _is_autocast(input)):
-        raise RuntimeError(f"expected class weights in the dtype of the logits, {input.dtype}, got {weight.dtype}")
+    other = weight.dtype != input.dtype and (torch.float64 in (weight.dtype, input.dtype) or not _is_autocast(input))
+    if other or weight.shape != input.shape[1:2]:
+        raise RuntimeError(f"expected class weights (C,) of {input.dtype}, got {weight.dtype} {tuple(weight.shape)}")
     return as_dtype(weight, dtype)
 
 
@@ -287,7 +288,7 @@ def _nll(
             terms, weight = _weighted(log_probs, weight), None
             log_probs = torch.lerp(terms, terms.mean(1, keepdim=True), label_smoothing)
         return [F.nll_loss(log_probs, y, weight, None, ignore_index, None, reduction) for y in labels]
-    both = torch.stack(labels, 1)
+    both = torch.stack(labels, 1).long()
     kept = both != ignore_index
     both = both.where(kept, 0)
     picked = _wide(log_probs.gather(1, both))

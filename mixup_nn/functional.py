@@ -161,7 +161,7 @@ def _lerp_channels_last(moved: Tensor, lam: Tensor, index: Tensor) -> Tensor:
     as_rows = torch.compiler.is_compiling() and moved.element_size() == 2
     if lam.shape[0] == 1 or as_rows:  # the CPU is slow to broadcast along channels that lie side by side
         lam = lam.expand(lam.shape[0], moved.shape[-1], *moved.shape[1:-1])
-    lam, rows = lam.movedim(1, -1).contiguous(), moved
-    if as_rows:  # of halves: the loop of Inductor on a CPU would be the channels, three for images
-        lam, rows = lam.flatten(1), moved.flatten(1)
+    lam = lam.movedim(1, -1).contiguous()
+    # Of halves: the loop of Inductor on a CPU would be the channels, three for images.
+    rows, lam = (moved.flatten(1), lam.flatten(1)) if as_rows else (moved, lam)
     return rows.index_select(0, index).lerp_(rows, lam).view_as(moved)

@@ -156,7 +156,7 @@ def log_softmax(output: Tensor) -> Tensor:
     return output.log_softmax(1 if output.ndim > 1 else 0)
 
 
-IGNORED: dict[str, tuple[Any, ...]] = {"ignore_index": (-100, -1, 1, 255)}
+IGNORED: dict[str, tuple[Any, ...]] = {"ignore_index": (-100, -1, 0, 1, 255)}
 SMOOTHED: dict[str, tuple[Any, ...]] = {"label_smoothing": (0.0, 0.1, 1.0)}
 KINDS = (  # in the order of docs/criterion.md
     Kind(nn.BCELoss, F.binary_cross_entropy, domain=torch.sigmoid, class_weights=("weight",), linear=True),

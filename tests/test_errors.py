@@ -256,6 +256,9 @@ GUARDS: dict[str, Row] = {
     "class weights of another dtype": Row(
         lambda: mix_cross_entropy(LOGITS.bfloat16(), Y, MIX, weight=SOFT[0]), RuntimeError, "float32",
         "a loss here, and none in eval mode"),
+    "class weights of more classes": Row(
+        lambda: mix_cross_entropy(LOGITS, Y, PER_SAMPLE, weight=torch.rand(7)), RuntimeError, "(7,)",
+        "a loss of large logits"),
     "unknown reduction": Row(
         lambda: mix_cross_entropy(LOGITS, Y, PER_SAMPLE, reduction="max"), ValueError, "'max'", "no reduction"),
     "metric with state": Row(

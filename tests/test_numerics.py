@@ -288,8 +288,76 @@ def test_a_loss_compiled_in_place_is_reduced_by_its_weights() -> None:
 def test_a_forward_set_on_cross_entropy_is_called() -> None:
     seen: list[Tensor] = []
     loss = nn.CrossEntropyLoss()
-    loss.forward = lambda input, target: seen.append(target) or input.sum()  # type: ignore[method-assign, func-returns-value]
+    loss.forward = lambda input, target: seen.append(target) or input.sum()  # type: ignore[func-returns-value]
     for mode in (None, False):
         MixUpCriterion(loss, interpolate_loss=mode)(torch.randn(4, 3), INDICES, SCALAR)
     assert torch.equal(seen[1], INDICES[CYCLE])
     assert torch.equal(seen[2], mix_targets(INDICES, SCALAR, 3))
+
+
+# What planted bugs got past
+
+
+@pytest.mark.usefixtures("either_size")
+@each_dtype
+def test_cross_entropy_of_every_dtype_on_meta(dtype: torch.dtype) -> None:
+    logits, target = torch.empty(8, 3, dtype=dtype, device="meta"), torch.empty(8, dtype=torch.int64, device="meta")
+    loss = mix_cross_entropy(logits, target, Mix(torch.empty((), device="meta"), target))
+    assert (loss.dtype, loss.is_meta) == (dtype, True)
+
+
+@pytest.mark.usefixtures("either_size")
+@pytest.mark.parametrize("label_smoothing", (0.0, 0.1))
+@pytest.mark.parametrize("weight", (None, torch.tensor([1.0, 2.0, 5.0], dtype=torch.float64)))
+def test_each_mean_has_the_denominator_of_its_own_labels(weight: Tensor | None, label_smoothing: float) -> None:
+    mix, logits = Mix(torch.tensor(0.25), torch.tensor([1, 1, 1, 0])), torch.randn(4, 3, dtype=torch.float64)
+    target, options = torch.tensor([0, 2, -100, 2]), {"weight": weight, "label_smoothing": label_smoothing}
+    ours = mix_cross_entropy(logits, target, mix, **options)  # type: ignore[arg-type]
+    torch.testing.assert_close(ours, reference.cross_entropy(logits, target, mix, **options))
+
+
+@both_lams
+@pytest.mark.usefixtures("either_size")
+@pytest.mark.parametrize("label", (3, -1, 255))
+def test_a_label_out_of_range_is_refused_of_any_size(label: int, mix: Mix) -> None:
+    with pytest.raises((IndexError, RuntimeError), match="out of bounds"):
+        mix_cross_entropy(torch.randn(4, 3), torch.tensor([0, 2, label, 1]), mix)
+
+
+def test_autocast_is_asked_of_the_device_of_the_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(torch, "is_autocast_enabled", asked.append)  # which says None: no
+    for device in ("cpu", "cuda"):
+        with FakeTensorMode():  # type: ignore[no-untyped-call]
+            mix = Mix(torch.rand((), device=device), torch.arange(4, device=device))
+            mix_cross_entropy(torch.empty(4, 3, dtype=torch.bfloat16, device=device), mix.index, mix)
+    assert asked == ["cpu", "cuda"]
+
+
+@pytest.mark.parametrize("mode", (None, False))
+def test_a_forward_set_on_the_loss_of_a_criterion_counts_from_then_on(mode: bool | None) -> None:
+    seen: list[Tensor] = []
+    loss = nn.CrossEntropyLoss()
+    criterion = MixUpCriterion(loss, interpolate_loss=mode)
+    loss.forward = lambda input, target: seen.append(target) or input.sum()  # type: ignore[func-returns-value]
+    criterion(torch.randn(4, 3), INDICES, SCALAR)
+    assert torch.equal(seen[-1], mix_targets(INDICES, SCALAR, 3) if mode is False else INDICES[SCALAR.index])
+
+
+def test_a_mean_of_parts_is_refused_of_a_subclass_of_cross_entropy_too() -> None:
+    class OfParts(nn.CrossEntropyLoss):
+        def forward(self, input: Tensor, target: Any) -> Tensor:
+            losses: Tensor = target["weight"] * nn.functional.cross_entropy(input, target["label"], reduction="none")
+            mean: Tensor = losses.sum() / target["weight"].sum()
+            return losses if self.reduction == "none" else mean
+
+    with pytest.raises(ValueError, match="Reductions"):
+        mix_loss(OfParts(), torch.randn(4, 3), {"label": INDICES, "weight": torch.rand(4)}, PER_SAMPLE)
+
+
+MAPS = torch.rand(4, 1, 1, 1).expand(4, 1, 3, 2), torch.rand(4, 1, 2, 3).mT, torch.rand(1, 3, 2, 4).movedim(-1, 0)
+
+
+@pytest.mark.parametrize("lam", MAPS, ids=("expanded", "transposed", "batch_last"))
+def test_the_share_of_maps_in_any_layout(lam: Tensor) -> None:
+    torch.testing.assert_close(Mix(lam, CYCLE).share, torch.stack([each.contiguous().mean() for each in lam]))
