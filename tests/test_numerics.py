@@ -288,7 +288,7 @@ def test_a_loss_compiled_in_place_is_reduced_by_its_weights() -> None:
 def test_a_forward_set_on_cross_entropy_is_called() -> None:
     seen: list[Tensor] = []
     loss = nn.CrossEntropyLoss()
-    loss.forward = lambda input, target: seen.append(target) or input.sum()  # type: ignore[func-returns-value]
+    loss.forward = lambda input, target: seen.append(target) or input.sum()  # type: ignore[method-assign, func-returns-value]
     for mode in (None, False):
         MixUpCriterion(loss, interpolate_loss=mode)(torch.randn(4, 3), INDICES, SCALAR)
     assert torch.equal(seen[1], INDICES[CYCLE])
@@ -328,7 +328,7 @@ def test_autocast_is_asked_of_the_device_of_the_logits(monkeypatch: pytest.Monke
     asked: list[Any] = []
     monkeypatch.setattr(torch, "is_autocast_enabled", asked.append)  # which says None: no
     for device in ("cpu", "cuda"):
-        with FakeTensorMode():  # type: ignore[no-untyped-call]
+        with FakeTensorMode():
             mix = Mix(torch.rand((), device=device), torch.arange(4, device=device))
             mix_cross_entropy(torch.empty(4, 3, dtype=torch.bfloat16, device=device), mix.index, mix)
     assert asked == ["cpu", "cuda"]
@@ -339,7 +339,7 @@ def test_a_forward_set_on_the_loss_of_a_criterion_counts_from_then_on(mode: bool
     seen: list[Tensor] = []
     loss = nn.CrossEntropyLoss()
     criterion = MixUpCriterion(loss, interpolate_loss=mode)
-    loss.forward = lambda input, target: seen.append(target) or input.sum()  # type: ignore[func-returns-value]
+    loss.forward = lambda input, target: seen.append(target) or input.sum()  # type: ignore[method-assign, func-returns-value]
     criterion(torch.randn(4, 3), INDICES, SCALAR)
     assert torch.equal(seen[-1], mix_targets(INDICES, SCALAR, 3) if mode is False else INDICES[SCALAR.index])
 
