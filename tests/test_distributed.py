@@ -48,6 +48,7 @@ MIX = Mix(torch.tensor(0.3), torch.arange(8).roll(1))
 LOGITS = torch.rand(8, 6, generator=torch.Generator().manual_seed(2))  # of 1.08 for 1.76
 LABELS = torch.randint(3, (8,), generator=torch.Generator().manual_seed(3))
 # torch's own, on reading a checkpoint of many ranks in one process
+pytestmark = pytest.mark.xdist_group("processes")  # started once
 reads_checkpoints = pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
 
 
