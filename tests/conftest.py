@@ -16,7 +16,7 @@ from hypothesis import settings
 
 # No deadline: a first call may compile. Derandomised: a red run means changed code, never bad luck.
 settings.register_profile("mixup_nn", max_examples=60, deadline=None, derandomize=True)
-settings.register_profile("deep", max_examples=1000, deadline=None)  # ten minutes for the whole suite
+settings.register_profile("deep", max_examples=1000, deadline=None)
 
 IN_NO_EXTRA = "composer", "fastai", "monai", "timm", "torchvision"  # they want another torch, or bring much else
 MAY_BE_MISSING = {f"needs {what}" for what in ("a CUDA device", "Chromium", *IN_NO_EXTRA)}
