@@ -276,6 +276,7 @@ def test_user_code_reads_the_draw_and_its_share_in_training_mode_alone() -> None
 # What may be replaced
 
 
+@COPIES_OF_A_LOSS.required
 def test_what_a_criterion_is_given_later_counts_from_the_next_call() -> None:
     mixers = mixers_of("mixup_per_sample", "cutmix")
     criterion = MixUpCriterion(nn.MSELoss(), mixers[0])
