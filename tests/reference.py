@@ -215,20 +215,3 @@ def criterion(
 def cross_entropy(input: Tensor, target: Tensor, mix: Mix, **options: Any) -> Tensor:
     """The weighted mean of the design: sum of both weighted terms over the sum of both weights."""
     return mix_loss(CrossEntropy(**options), input, target, mix)
-
-
-# Boxes
-
-
-def cutmix_mask(sizes: Position, share: float, center: tuple[float, ...]) -> Tensor:
-    """The mask of the paper, pixel by pixel: 0 where the middle of the pixel is in the clipped box, else 1."""
-    mask = torch.ones(sizes)
-    for pixel in positions(sizes):
-        inside = True
-        for size, place, middle in zip(sizes, pixel, center, strict=True):
-            side = size * (1 - share) ** (1 / len(sizes))
-            low, high = max(middle * size - side / 2, 0), min(middle * size + side / 2, size)
-            inside = inside and low < place + 0.5 < high
-        if inside:
-            mask[pixel] = 0
-    return mask
